@@ -1,0 +1,25 @@
+"""What a data loader hands to the training step."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class NoisyBatch(NamedTuple):
+    """A batch of noisy items, each with the level of the noise that it already holds.
+
+    Attributes:
+        x_n: The data as they are, ``(B, *shape)`` float32; clean data live in [-1, 1].
+        sigma_n: Standard deviation of the noise in ``x_n``, on the same scale, ``>= 0``:
+            ``(B,)``, or ``(B, *shape)`` where it differs from pixel to pixel.
+        index: Number of each item in its data set, ``(B,)`` int64.
+        x_0: The clean items, ``(B, *shape)``, where they exist and only for evaluation; training
+            batches always have ``None`` here.
+    """
+
+    x_n: Tensor
+    sigma_n: Tensor
+    index: Tensor
+    x_0: Tensor | None = None

@@ -1,0 +1,7 @@
+"""From a denoiser to images: solvers, full and truncated sampling, posterior restoration."""
+
+from lightning_tweedie.sampling.posterior import one_step, posterior_samples
+from lightning_tweedie.sampling.sample import sample
+from lightning_tweedie.sampling.samplers import Ancestral, DPMSolverPP2M, Euler, Heun, Sampler
+
+__all__ = ["Ancestral", "DPMSolverPP2M", "Euler", "Heun", "Sampler", "one_step", "posterior_samples", "sample"]

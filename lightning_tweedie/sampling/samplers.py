@@ -1,0 +1,160 @@
+"""Solvers of the reverse process, all in VE coordinates on EDM's grid of levels.
+
+Each runs from the first level of a grid to the last and then returns ``D(x, last)``: for a grid that
+ends at ``sigma_min`` this is EDM's final step to zero, for one that ends at the data's own level it is
+a truncated sample.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lightning_tweedie.errors import UserError
+from lightning_tweedie.kernels import Noise, reverse_chain
+from lightning_tweedie.levels import edm_levels
+from lightning_tweedie.tweedie import expand
+
+__all__ = ["Ancestral", "DPMSolverPP2M", "Euler", "Heun", "Sampler"]
+
+DenoiserLike = Callable[[Tensor, Tensor], Tensor]
+
+
+class Sampler(ABC):
+    """A solver with its grid of noise levels.
+
+    Args:
+        steps: Number of levels, at least 1.
+        sigma_min: Last level of full sampling, ``> 0``, on the scale of the data.
+        sigma_max: First level when sampling from pure noise.
+        rho: Curvature of the grid (2206.00364, equation 5).
+    """
+
+    def __init__(self, steps: int = 18, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> None:
+        if steps < 1 or not 0 < sigma_min < sigma_max:
+            raise UserError(
+                f"a sampler needs steps >= 1 and 0 < sigma_min < sigma_max, not steps = {steps}, "
+                f"sigma_min = {sigma_min}, sigma_max = {sigma_max}"
+            )
+        self.steps = steps
+        self.sigma_min = sigma_min
+        self.sigma_max = sigma_max
+        self.rho = rho
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return type(self).__name__.lower()
+
+    def levels(self, start: Tensor | float | None = None, truncate_at: float | None = None) -> Tensor:
+        """The grid, float64 ``(K,)``, or ``(K, B)`` where ``start`` differs between items.
+
+        Args:
+            start: First level, ``()`` or ``(B,)``; ``sigma_max`` when absent.
+            truncate_at: Level at which to stop instead of ``sigma_min``: levels below it are left
+                out and the grid ends exactly there.
+        """
+        start = torch.as_tensor(self.sigma_max if start is None else start, dtype=torch.float64)
+        # Data that are cleaner than sigma_min have nothing to lose: their grid stays at sigma_min.
+        grid = edm_levels(self.steps, self.sigma_min, start.clamp(min=self.sigma_min), self.rho)
+        if truncate_at is None or truncate_at <= self.sigma_min:
+            return grid
+        if grid.ndim > 1:
+            raise ValueError("truncated sampling starts from noise, not from data with levels of their own")
+        return torch.cat([grid[grid > truncate_at], grid.new_tensor([truncate_at])])
+
+    @abstractmethod
+    def evaluations(self, levels: int) -> int:
+        """Number of denoiser evaluations (NFE) on a grid of so many levels."""
+
+    @abstractmethod
+    def solve(self, denoiser: DenoiserLike, x: Tensor, levels: Tensor, noise: Noise) -> Tensor:
+        """Runs from ``levels[0]`` to ``levels[-1]``, rows of shape ``(B,)``."""
+
+    @torch.no_grad()
+    def __call__(self, denoiser: DenoiserLike, x: Tensor, levels: Tensor, noise: Noise) -> Tensor:
+        """Solves the reverse process.
+
+        Args:
+            denoiser: ``E[x_0 | x]`` from points ``(B, *shape)`` and levels ``(B,)``.
+            x: Points ``(B, *shape)`` at ``levels[0]``.
+            levels: Grid from :meth:`levels`.
+            noise: Source of fresh noise; only stochastic solvers draw from it.
+
+        Returns:
+            Clean estimates ``(B, *shape)``.
+        """
+        rows = levels.to(x.device, x.dtype).reshape(len(levels), -1).expand(len(levels), len(x))
+        return denoiser(self.solve(denoiser, x, rows, noise), rows[-1])
+
+
+class Euler(Sampler):
+    """First-order probability flow, ``x_s = D + (sigma_s / sigma_t) (x - D)``; the same as DDIM (2010.02502)."""
+
+    def evaluations(self, levels: int) -> int:
+        """One per level."""
+        return levels
+
+    def solve(self, denoiser: DenoiserLike, x: Tensor, levels: Tensor, noise: Noise) -> Tensor:
+        """See :class:`Sampler`."""
+        for t, s in zip(levels[:-1], levels[1:], strict=True):
+            x0 = denoiser(x, t)
+            x = x0 + expand(s / t, x) * (x - x0)
+        return x
+
+
+class Heun(Sampler):
+    """Second-order probability flow, EDM's deterministic solver (2206.00364, algorithm 1)."""
+
+    def evaluations(self, levels: int) -> int:
+        """Two per step and one at the end: 35 for 18 levels."""
+        return 2 * levels - 1
+
+    def solve(self, denoiser: DenoiserLike, x: Tensor, levels: Tensor, noise: Noise) -> Tensor:
+        """See :class:`Sampler`."""
+        for t, s in zip(levels[:-1], levels[1:], strict=True):
+            slope = (x - denoiser(x, t)) / expand(t, x)
+            step = expand(s - t, x)
+            ahead = x + step * slope
+            slope_ahead = (ahead - denoiser(ahead, s)) / expand(s, x)
+            x = x + step * 0.5 * (slope + slope_ahead)
+        return x
+
+
+class DPMSolverPP2M(Sampler):
+    """DPM-Solver++(2M): second order from one evaluation a step, reusing the previous one (2211.01095, alg. 2)."""
+
+    def evaluations(self, levels: int) -> int:
+        """One per level."""
+        return levels
+
+    def solve(self, denoiser: DenoiserLike, x: Tensor, levels: Tensor, noise: Noise) -> Tensor:
+        """See :class:`Sampler`."""
+        previous: Tensor | None = None
+        for i in range(len(levels) - 1):
+            t, s = levels[i], levels[i + 1]
+            x0 = denoiser(x, t)
+            target = x0
+            if previous is not None:
+                # Half-log-SNR is -log(sigma) here; the ratio of successive steps on it extrapolates D.
+                # An item that stays at one level (0 / 0) has nothing to extrapolate.
+                ratio = ((t / s).log() / (levels[i - 1] / t).log()).nan_to_num(0.0, posinf=0.0)
+                target = x0 + expand(0.5 * ratio, x) * (x0 - previous)
+            x = target + expand(s / t, x) * (x - target)
+            previous = x0
+        return x
+
+
+class Ancestral(Sampler):
+    """The reverse process itself, step by step with fresh noise (2006.11239); draws from posteriors."""
+
+    def evaluations(self, levels: int) -> int:
+        """One per level."""
+        return levels
+
+    def solve(self, denoiser: DenoiserLike, x: Tensor, levels: Tensor, noise: Noise) -> Tensor:
+        """See :class:`Sampler`."""
+        return reverse_chain(denoiser, x, levels, noise)
