@@ -63,9 +63,10 @@ class EMA(nn.Module):
     def update(self, denoiser: Denoiser) -> None:
         """Counts one optimiser step and moves every average towards the live weights."""
         self.steps += 1
-        live = list(denoiser.parameters())
+        live: list[Tensor] = list(denoiser.parameters())
         for half_life, average in zip(self.half_lives, self.averages, strict=True):
-            torch._foreach_lerp_(list(average.parameters()), live, 1 - self.decay(half_life))
+            averaged: list[Tensor] = list(average.parameters())
+            torch._foreach_lerp_(averaged, live, 1 - self.decay(half_life))
             for old, new in zip(average.buffers(), denoiser.buffers(), strict=True):
                 old.copy_(new)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -35,6 +36,10 @@ class WarmupCosine(LRScheduler):
             return warm
         done = min(1.0, max(0.0, (step - self.warmup) / max(1, self.total_steps - self.warmup)))
         return warm * (self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * done)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far the schedule has got. Its settings stay those of the configuration when a run is resumed."""
+        return {"last_epoch": self.last_epoch, "_step_count": self._step_count, "_last_lr": self._last_lr}
 
     def get_lr(self) -> list[float]:
         """The rate of every parameter group."""

@@ -21,5 +21,5 @@ class NoisyBatch(NamedTuple):
 
     x_n: Tensor
     sigma_n: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides the tuple's own method, which nobody calls
     x_0: Tensor | None = None

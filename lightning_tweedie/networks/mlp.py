@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from lightning_tweedie.networks.embedding import LevelEmbedding
+from lightning_tweedie.networks.embedding import LevelEmbedding, he_linear
 
 __all__ = ["MLP"]
 
@@ -32,8 +32,11 @@ class MLP(nn.Module):
         sizes = [dim + embedding, *[width] * depth]
         layers: list[nn.Module] = []
         for a, b in pairwise(sizes):
-            layers += [nn.Linear(a, b), nn.SiLU()]
-        self.net = nn.Sequential(*layers, nn.Linear(width, dim))
+            layers += [he_linear(a, b), nn.SiLU()]
+        last = nn.Linear(width, dim)
+        nn.init.zeros_(last.weight)  # starts as the best linear denoiser
+        nn.init.zeros_(last.bias)
+        self.net = nn.Sequential(*layers, last)
 
     def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
         """Maps vectors ``(B, dim)`` and levels ``c_noise`` ``(B,)`` to ``(B, dim)``."""

@@ -101,4 +101,4 @@ class Consistency(Term):
             )
         with torch.no_grad():
             target = step.teacher(x_t, sigma_t)
-        return Query(x_s, sigma_pair, lambda x0: product(*x0.chunk(2), target), sigma_s)
+        return Query(x_s, sigma_pair, lambda x0: product(x0[: len(x_t)], x0[len(x_t) :], target), sigma_s)

@@ -1,0 +1,92 @@
+"""A run that is told to stop saves its state and says with its exit code that it has not finished."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+
+__all__ = ["InterruptCheckpoint"]
+
+# Asking the other processes is a wait for the device; they are asked at every so many batches.
+_AGREE_EVERY = 10
+
+
+class InterruptCheckpoint(Callback):
+    """Saves a run that is stopped from outside or by an error.
+
+    * SIGTERM (from a cluster that wants its machine back, or ``kill``): the batch is finished, all processes agree
+      to stop after the same one, ``interrupted.ckpt`` is written and the process exits with status 143. The run
+      continues from that file as if nothing had happened. During validation the signal waits for its end.
+    * Ctrl-C or an error: ``exception.ckpt`` is written, with the state in which the run was caught, maybe in the
+      middle of a step. With several processes it is left out: only one may have failed, and saving waits for all.
+
+    A later interruption of the same run overwrites the file of an earlier one. Lightning's own handling of SIGTERM is
+    replaced: it exits with status 0, and with several processes it sends a message between theirs, which now and
+    then leaves them waiting for each other.
+
+    Args:
+        dirpath: Where to; the folder of the run's other checkpoints when null.
+    """
+
+    def __init__(self, dirpath: str | None = None) -> None:
+        super().__init__()
+        self.dirpath = dirpath
+        self._folder: Path | None = None
+        self._signalled = False
+        self._agreed = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes the signal over from Lightning, which gives it back when the run ends."""
+        others = getattr(trainer.checkpoint_callback, "dirpath", None)
+        log_dir = trainer.log_dir or trainer.default_root_dir  # asks all processes
+        self._folder = Path(self.dirpath or others or Path(log_dir) / "checkpoints")
+        self._signalled = self._agreed = False
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._on_signal)
+
+    def _on_signal(self, *_: object) -> None:
+        self._signalled = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stops all processes after the same batch.
+
+        Raises:
+            SIGTERMException: With the exit status, if any process was told to stop.
+        """
+        if trainer.world_size > 1 and batch_idx % _AGREE_EVERY:
+            return
+        self._agreed = trainer.strategy.reduce_boolean_decision(self._signalled, all=False)
+        if self._agreed:
+            # Not left to on_exception, which forked processes do not call.
+            self._save(trainer, "interrupted.ckpt")
+            # The first process tells the outside. Another one that failed would have it killed while it tidies up.
+            raise SIGTERMException(128 + signal.SIGTERM if trainer.is_global_zero else 0)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on there is nothing to save."""
+        self._folder = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Saves a training that failed."""
+        if self._folder is None or self._agreed:
+            return
+        if trainer.world_size > 1:
+            rank_zero_warn("No checkpoint is made of the error's moment, since other processes may be somewhere else.")
+            return
+        self._save(trainer, "exception.ckpt")
+
+    def _save(self, trainer: Trainer, name: str) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        assert self._folder is not None
+        path = self._folder / name
+        trainer.save_checkpoint(path, weights_only=False)
+        rank_zero_info(f"Saved {path}: continue with --ckpt_path {path}")

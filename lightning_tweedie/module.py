@@ -1,0 +1,282 @@
+"""The LightningModule: denoiser, objective, EMA, optimiser and learning rate in one training loop."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from lightning_tweedie.checkpoint import CHECKPOINT_KEY
+from lightning_tweedie.data.batch import NoisyBatch
+from lightning_tweedie.denoiser import Denoiser
+from lightning_tweedie.ema import EMA
+from lightning_tweedie.errors import UserError
+from lightning_tweedie.lr_schedule import WarmupCosine
+from lightning_tweedie.metrics.restoration import psnr
+from lightning_tweedie.objectives import Losses, Objective
+from lightning_tweedie.objectives.term import Step, Term
+from lightning_tweedie.randomness import step_generator
+from lightning_tweedie.sampling import one_step
+from lightning_tweedie.serialization import to_config
+
+__all__ = ["TweedieModule"]
+
+BAND_EDGES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+"""Noise levels that separate the bands in which losses are logged."""
+
+
+class TweedieModule(LightningModule):
+    """Trains a denoiser of clean data from noisy data.
+
+    Every random number of a step is a function of the seed, the rank, the step and the batch, so an
+    interrupted run continues bitwise. All passes through the network happen inside ``training_step``.
+
+    Args:
+        denoiser: The network with its preconditioning. Its ``sigma_data`` is filled in from the data
+            module unless it was given.
+        objective: What is minimised; ambient score matching alone when absent.
+        ema: Weight averages; one with a half-life of 1000 steps when absent.
+        optimizer: Makes the optimiser from the parameters.
+        lr_scheduler: Makes the learning-rate schedule, stepped once per optimiser step; constant when
+            absent.
+        seed: Seed of the training noise.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        objective: Objective | None = None,
+        ema: EMA | None = None,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        # Under the command line this records the plain configuration. Built in Python, the arguments
+        # are live objects, which do not belong into a checkpoint.
+        self.save_hyperparameters(logger=False)
+        for name, value in list(self.hparams.items()):
+            if isinstance(value, nn.Module) or callable(value):
+                del self.hparams[name]
+        self.denoiser = denoiser
+        self.objective = Objective() if objective is None else objective
+        self.ema = EMA() if ema is None else ema
+        self.ema.attach(denoiser)
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.seed = seed
+        self.metrics = nn.ModuleDict(
+            {f"{stage}/{name}": MeanMetric() for stage in ("val", "test") for name in ("psnr_noisy", "psnr_one_step")}
+        )
+        self._data: dict[str, Any] = {}
+        self._optimizer_settings: list[dict[str, Any]] = []
+
+    @property
+    def eval_denoiser(self) -> Denoiser:
+        """The denoiser that samples, metrics and pictures use: the first EMA."""
+        return self.ema.denoiser
+
+    @property
+    def sigma_max(self) -> float:
+        """Largest training level."""
+        return self.objective.sigma_max
+
+    def setup(self, stage: str) -> None:
+        """Learns from the data module what the network must know, and refuses what cannot work."""
+        to_config(self.denoiser)  # what checkpoints cannot describe is refused now, not at the first checkpoint
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None or not hasattr(data, "sigma_data"):
+            return
+        if not self.denoiser.has_sigma_data:
+            for denoiser in (self.denoiser, *self.ema.averages):
+                denoiser.set_sigma_data(data.sigma_data)
+        self._data = {"shape": list(data.shape), "sigma_n": float(data.sigma_n)}
+        if data.sigma_n >= self.sigma_max:
+            raise UserError(
+                f"data.sigma = {data.sigma_n:.4g} is not below sigma_max = {self.sigma_max:.4g}, the largest training "
+                "level: data are expected in [-1, 1], so divide a sigma of 8-bit data by 127.5"
+            )
+        self._probe(tuple(data.shape))
+
+    def _probe(self, shape: tuple[int, ...]) -> None:
+        """Passes one item through the network, so that a network that does not fit fails here."""
+        probe = self.eval_denoiser
+        x = torch.zeros(1, *shape, device=self.device)
+        try:
+            with torch.no_grad():
+                answer = probe(x, 1.0)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"the network does not take data of shape {shape} ({reason}): adapt its settings") from error
+        if answer.shape != x.shape:
+            raise UserError(f"the network turns data of shape {shape} into {tuple(answer.shape[1:])}: they must be equal")
+
+    def configure_optimizers(self) -> Any:  # noqa: ANN401
+        """The optimiser over the live denoiser, with its schedule."""
+        optimizer = self.optimizer(self.denoiser.parameters())
+        self._optimizer_settings = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+        if self.lr_scheduler is None:
+            return optimizer
+        scheduler = self.lr_scheduler(optimizer)
+        if isinstance(scheduler, WarmupCosine) and scheduler.total_steps is None:
+            total = self.trainer.estimated_stepping_batches
+            scheduler.total_steps = int(total) if math.isfinite(total) else None
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done, in [0, 1]."""
+        total = self.trainer.estimated_stepping_batches
+        return min(1.0, self.trainer.global_step / total)
+
+    def on_fit_start(self) -> None:
+        """Refuses an endless run when a term waits for a share of it."""
+        waiting = [name for name, term in self.objective.terms.items() if term.start > 0]  # type: ignore[operator]
+        if waiting and not math.isfinite(self.trainer.estimated_stepping_batches):
+            raise UserError(
+                f"the term `{waiting[0]}` starts after a share of the training, which has no end: set "
+                "trainer.max_steps or trainer.max_epochs"
+            )
+
+    def on_train_start(self) -> None:
+        """A resumed optimiser keeps its state, but its settings are those of the configuration."""
+        for optimizer in self.trainer.optimizers:
+            for group, settings in zip(optimizer.param_groups, self._optimizer_settings, strict=True):
+                # The rate of a schedule is its own affair.
+                keep = {"lr"} if self.lr_scheduler else set()
+                group.update({k: v for k, v in settings.items() if k not in keep})
+        for config in self.trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, WarmupCosine):
+                for group, lr in zip(config.scheduler.optimizer.param_groups, config.scheduler.get_lr(), strict=True):
+                    group["lr"] = lr
+
+    def training_step(self, batch: NoisyBatch, batch_idx: int) -> Tensor:
+        """The objective on one batch, with the EMA as teacher."""
+        generator = step_generator(
+            self.seed,
+            rank=self.global_rank,
+            step=self.trainer.global_step,
+            micro_batch=batch_idx,
+            device=self.device,
+        )
+        losses: Losses = self.objective(
+            self.denoiser,
+            batch.x_n,
+            batch.sigma_n,
+            teacher=self.eval_denoiser,
+            progress=self.progress,
+            generator=generator,
+        )
+        if not bool(torch.isfinite(losses.total)):
+            raise FloatingPointError(_diagnosis(losses, batch, self.trainer.global_step))
+        self._log_losses(losses, len(batch.x_n))
+        return losses.total
+
+    def _log_losses(self, losses: Losses, batch_size: int) -> None:
+        self.log("train/loss", losses.total.detach(), prog_bar=True, batch_size=batch_size)
+        for name, value in losses.terms.items():
+            self.log(f"train/{name}", value, batch_size=batch_size)
+        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            for name, (level, loss) in losses.per_item.items():
+                for band, value in by_band(level, loss).items():
+                    self.log(f"train/{name}/{band}", value, batch_size=batch_size)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        """One optimiser step, after which the averages move (accumulated batches count once)."""
+        super().optimizer_step(*args, **kwargs)
+        self.ema.update(self.denoiser)
+
+    def validation_step(self, batch: NoisyBatch, batch_idx: int) -> None:
+        """Loss on held-out noisy data and, where clean references exist, PSNR of the one-step estimate."""
+        self._evaluate("val", batch, batch_idx)
+
+    def test_step(self, batch: NoisyBatch, batch_idx: int) -> None:
+        """As in validation, on the test set."""
+        self._evaluate("test", batch, batch_idx)
+
+    def _evaluate(self, stage: str, batch: NoisyBatch, batch_idx: int) -> None:
+        # The same noise in every validation: the curve shows the network, not the draw.
+        generator = step_generator(self.seed, rank=self.global_rank, step=-1, micro_batch=batch_idx, device=self.device)
+        denoiser = self.eval_denoiser
+        step = Step(batch.x_n, batch.sigma_n, denoiser, denoiser.sigma_data, generator)
+        term = next(iter(self.objective.terms.values()))
+        assert isinstance(term, Term)
+        query = term.query(step)
+        assert query is not None
+        loss = query.loss(denoiser(query.x, query.sigma)).mean()
+        self.log(f"{stage}/loss", loss, batch_size=len(batch.x_n), sync_dist=True, prog_bar=True)
+        if batch.x_0 is not None and batch.sigma_n.ndim == 1 and self._data.get("sigma_n", 1.0) > 0:
+            noisy = batch.sigma_n > 0
+            x_n, x_0 = batch.x_n[noisy], batch.x_0[noisy]
+            estimate = one_step(denoiser, x_n, batch.sigma_n[noisy])
+            for name, images in (("psnr_noisy", x_n), ("psnr_one_step", estimate)):
+                # A metric, not a number: a process whose items are all clean still takes part in the mean.
+                metric = self.metrics[f"{stage}/{name}"]
+                metric.update(psnr(images, x_0))
+                self.log(f"{stage}/{name}", metric, on_epoch=True, prog_bar=name == "psnr_one_step")
+
+    def predict_step(self, batch: NoisyBatch, batch_idx: int) -> Tensor:
+        """The one-step estimate ``E[x_0 | x_n]`` of every item."""
+        return one_step(self.eval_denoiser, batch.x_n, batch.sigma_n)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what sampling and restoration need, in plain types."""
+        checkpoint[CHECKPOINT_KEY] = {"format": 1, "denoiser": to_config(self.denoiser), **self._data}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint of another network with one sentence instead of a list of tensors."""
+        theirs, ours = checkpoint.get(CHECKPOINT_KEY, {}).get("denoiser"), to_config(self.denoiser)
+        if theirs is None:
+            raise UserError("the checkpoint was not made by this library's TweedieModule: give one that was")
+        theirs, ours = _settings(theirs["init_args"]["backbone"]), _settings(ours["init_args"]["backbone"])
+        for key in sorted({*theirs, *ours}):
+            if theirs.get(key) != ours.get(key):
+                raise UserError(
+                    f"the checkpoint holds another network: its {key} is {theirs.get(key)}, here it is "
+                    f"{ours.get(key)}; use the configuration of the run that made it"
+                )
+
+
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+    return {"class_path": config["class_path"], **config["init_args"]}
+
+
+def by_band(level: Tensor, loss: Tensor) -> dict[str, Tensor]:
+    """Mean loss in each band of noise levels that has items.
+
+    Args:
+        level: Levels ``(K,)``.
+        loss: Losses ``(K,)``.
+
+    Returns:
+        For example ``{"sigma_0.2-0.5": ...}``.
+    """
+    edges = torch.tensor(BAND_EDGES, device=level.device)
+    band = torch.bucketize(level, edges)
+    names = ("0", *(f"{e:g}" for e in BAND_EDGES), "inf")
+    return {f"sigma_{names[i]}-{names[i + 1]}": loss[band == i].mean() for i in band.unique().tolist()}
+
+
+def _diagnosis(losses: Losses, batch: NoisyBatch, step: int) -> str:
+    """What went wrong, where, and on which data."""
+    parts = []
+    for name, (level, loss) in losses.per_item.items():
+        bad = ~torch.isfinite(loss)
+        if bad.any():
+            worst = level[bad]
+            parts.append(
+                f"{name} is {losses.terms[name].item():g} for {int(bad.sum())} of {len(bad)} items at sigma "
+                f"{worst.min().item():.4g} to {worst.max().item():.4g}"
+            )
+    x = batch.x_n
+    return (
+        f"the loss is not finite at step {step}: {'; '.join(parts) or 'the sum of the terms overflowed'}; the batch has "
+        f"mean {x.mean().item():.4g}, std {x.std().item():.4g}, min {x.min().item():.4g}, max {x.max().item():.4g}, "
+        f"sigma_n {batch.sigma_n.min().item():.4g} to {batch.sigma_n.max().item():.4g}: lower the learning rate, clip "
+        "gradients (trainer.gradient_clip_val) or look at these data"
+    )
