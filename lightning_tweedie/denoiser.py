@@ -44,7 +44,9 @@ class Denoiser(nn.Module):
     def set_sigma_data(self, sigma_data: float) -> None:
         """Fills in the standard deviation of the clean data, ``> 0``."""
         if not sigma_data > 0:
-            raise UserError(f"sigma_data = {sigma_data} must be a positive number: the standard deviation of clean data")
+            raise UserError(
+                f"sigma_data = {sigma_data} must be a positive number: the standard deviation of clean data"
+            )
         self.sigma_data.fill_(sigma_data)
 
     def forward(self, x: Tensor, sigma: Tensor | float) -> Tensor:

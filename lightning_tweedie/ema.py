@@ -41,9 +41,7 @@ class EMA(nn.Module):
 
     def attach(self, denoiser: Denoiser) -> None:
         """Starts every average at the denoiser's present weights."""
-        self.averages = nn.ModuleList(
-            copy.deepcopy(denoiser).eval().requires_grad_(False) for _ in self.half_lives
-        )
+        self.averages = nn.ModuleList(copy.deepcopy(denoiser).eval().requires_grad_(False) for _ in self.half_lives)
 
     def train(self, mode: bool = True) -> EMA:
         """Averages stay in evaluation mode (no dropout in teachers and samplers)."""

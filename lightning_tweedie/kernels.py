@@ -43,9 +43,7 @@ def perturb(x_n: Tensor, sigma_n: Tensor | float, sigma_t: Tensor | float, noise
     return x_n + missing.clamp(min=0).sqrt() * noise(x_n)
 
 
-def reverse_step(
-    x_t: Tensor, x0: Tensor, sigma_t: Tensor | float, sigma_s: Tensor | float, noise: Noise
-) -> Tensor:
+def reverse_step(x_t: Tensor, x0: Tensor, sigma_t: Tensor | float, sigma_s: Tensor | float, noise: Noise) -> Tensor:
     """Draws ``x_s`` given ``x_t`` and the clean ``x0``: the Gaussian bridge between them (2006.11239, eq. 6).
 
     With the true ``x_0`` this is exact for any jump. With a denoiser's estimate in its place it is a
@@ -67,9 +65,7 @@ def reverse_step(
 
 
 @torch.no_grad()
-def reverse_chain(
-    denoiser: Callable[[Tensor, Tensor], Tensor], x: Tensor, levels: Tensor, noise: Noise
-) -> Tensor:
+def reverse_chain(denoiser: Callable[[Tensor, Tensor], Tensor], x: Tensor, levels: Tensor, noise: Noise) -> Tensor:
     """Runs the reverse process through ``levels`` with the denoiser's own estimates.
 
     Args:

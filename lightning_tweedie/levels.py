@@ -28,7 +28,9 @@ class LevelDistribution(ABC):
 
     def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0) -> None:
         if not 0 < sigma_min < sigma_max:
-            raise UserError(f"levels need 0 < sigma_min < sigma_max, not sigma_min = {sigma_min}, sigma_max = {sigma_max}")
+            raise UserError(
+                f"levels need 0 < sigma_min < sigma_max, not sigma_min = {sigma_min}, sigma_max = {sigma_max}"
+            )
         self.sigma_min = sigma_min
         self.sigma_max = sigma_max
 
@@ -40,9 +42,7 @@ class LevelDistribution(ABC):
     def icdf(self, p: Tensor) -> Tensor:
         """Inverse of :meth:`cdf`."""
 
-    def sample(
-        self, lower: Tensor, *, upper: Tensor | None = None, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample(self, lower: Tensor, *, upper: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """One level per item from the distribution truncated to ``(lower, upper]``.
 
         The uniform numbers behind a batch are stratified: each item's level has exactly the truncated
@@ -85,9 +85,7 @@ class LogNormal(LevelDistribution):
         sigma_max: Largest level.
     """
 
-    def __init__(
-        self, mean: float = -1.2, std: float = 1.2, sigma_min: float = 0.002, sigma_max: float = 80.0
-    ) -> None:
+    def __init__(self, mean: float = -1.2, std: float = 1.2, sigma_min: float = 0.002, sigma_max: float = 80.0) -> None:
         super().__init__(sigma_min, sigma_max)
         self.mean = mean
         self.std = std

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -41,6 +42,6 @@ class WarmupCosine(LRScheduler):
         """How far the schedule has got. Its settings stay those of the configuration when a run is resumed."""
         return {"last_epoch": self.last_epoch, "_step_count": self._step_count, "_last_lr": self._last_lr}
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         """The rate of every parameter group."""
         return [base * self.factor(self.last_epoch) for base in self.base_lrs]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning import LightningModule
@@ -112,9 +112,9 @@ class TweedieModule(LightningModule):
                 answer = probe(x, 1.0)
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
-            raise UserError(f"the network does not take data of shape {shape} ({reason}): adapt its settings") from error
+            raise UserError(f"the network does not take data of shape {shape} ({reason}): adapt it") from error
         if answer.shape != x.shape:
-            raise UserError(f"the network turns data of shape {shape} into {tuple(answer.shape[1:])}: they must be equal")
+            raise UserError(f"the network turns shape {shape} into {tuple(answer.shape[1:])}: they must be equal")
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401
         """The optimiser over the live denoiser, with its schedule."""
@@ -181,7 +181,7 @@ class TweedieModule(LightningModule):
         self.log("train/loss", losses.total.detach(), prog_bar=True, batch_size=batch_size)
         for name, value in losses.terms.items():
             self.log(f"train/{name}", value, batch_size=batch_size)
-        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             for name, (level, loss) in losses.per_item.items():
                 for band, value in by_band(level, loss).items():
                     self.log(f"train/{name}/{band}", value, batch_size=batch_size)
@@ -216,7 +216,7 @@ class TweedieModule(LightningModule):
             estimate = one_step(denoiser, x_n, batch.sigma_n[noisy])
             for name, images in (("psnr_noisy", x_n), ("psnr_one_step", estimate)):
                 # A metric, not a number: a process whose items are all clean still takes part in the mean.
-                metric = self.metrics[f"{stage}/{name}"]
+                metric = cast(MeanMetric, self.metrics[f"{stage}/{name}"])
                 metric.update(psnr(images, x_0))
                 self.log(f"{stage}/{name}", metric, on_epoch=True, prog_bar=name == "psnr_one_step")
 
@@ -273,10 +273,10 @@ def _diagnosis(losses: Losses, batch: NoisyBatch, step: int) -> str:
                 f"{name} is {losses.terms[name].item():g} for {int(bad.sum())} of {len(bad)} items at sigma "
                 f"{worst.min().item():.4g} to {worst.max().item():.4g}"
             )
-    x = batch.x_n
+    x, sigma_n = batch.x_n, batch.sigma_n
     return (
-        f"the loss is not finite at step {step}: {'; '.join(parts) or 'the sum of the terms overflowed'}; the batch has "
-        f"mean {x.mean().item():.4g}, std {x.std().item():.4g}, min {x.min().item():.4g}, max {x.max().item():.4g}, "
-        f"sigma_n {batch.sigma_n.min().item():.4g} to {batch.sigma_n.max().item():.4g}: lower the learning rate, clip "
-        "gradients (trainer.gradient_clip_val) or look at these data"
+        f"the loss is not finite at step {step}: {'; '.join(parts) or 'the sum of the terms overflowed'}; the "
+        f"batch has mean {x.mean():.4g}, std {x.std():.4g}, min {x.min():.4g}, max {x.max():.4g}, sigma_n "
+        f"{sigma_n.min():.4g} to {sigma_n.max():.4g}: lower the learning rate, clip gradients "
+        "(trainer.gradient_clip_val) or look at these data"
     )

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 from lightning_tweedie.errors import UserError
 from lightning_tweedie.metrics.features import resolve_extractor

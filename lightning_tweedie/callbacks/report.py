@@ -59,7 +59,11 @@ class Report(Callback):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name, value, least in (("num_images", num_images, 2), ("num_restored", num_restored, 1), ("draws", draws, 2)):
+        for name, value, least in (
+            ("num_images", num_images, 2),
+            ("num_restored", num_restored, 1),
+            ("draws", draws, 2),
+        ):
             if value < least:
                 raise UserError(f"Report.{name} = {value} is too small: give at least {least}")
         self.extractor = extractor
@@ -88,7 +92,7 @@ class Report(Callback):
 
     @torch.no_grad()
     def _report(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.fast_dev_run:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         folder = Path(trainer.log_dir or trainer.default_root_dir)  # asks all processes
         if not trainer.is_global_zero:
@@ -148,7 +152,9 @@ class Report(Callback):
                     indices=range(start, start + len(x)),
                 ).cpu()
                 for start, (x, s) in zip(
-                    range(0, n, self.batch_size), self._batches(x_n, sigma_n, device=device, name="posterior"), strict=False
+                    range(0, n, self.batch_size),
+                    self._batches(x_n, sigma_n, device=device, name="posterior"),
+                    strict=False,
                 )
             ],
             dim=1,
@@ -176,7 +182,9 @@ class Report(Callback):
 
     def _sample(self, denoiser: Any, shape: tuple[int, ...], stop: float | None) -> Tensor:
         name = "samples" if stop is None else "truncated samples"
-        batches = [range(i, min(i + self.batch_size, self.num_images)) for i in range(0, self.num_images, self.batch_size)]
+        batches = [
+            range(i, min(i + self.batch_size, self.num_images)) for i in range(0, self.num_images, self.batch_size)
+        ]
         return torch.cat(
             [
                 sample(denoiser, (len(b), *shape), self.sampler, seed=self.seed, indices=b, truncate_at=stop).cpu()
@@ -216,9 +224,7 @@ class Report(Callback):
                 distances[name] = round(float(self._metric.compute()), 2)
         return distances
 
-    def _batches(
-        self, *tensors: Tensor, device: torch.device, name: str | None = None
-    ) -> Iterator[tuple[Tensor, ...]]:
+    def _batches(self, *tensors: Tensor, device: torch.device, name: str | None = None) -> Iterator[tuple[Tensor, ...]]:
         parts = list(zip(*(t.split(self.batch_size) for t in tensors), strict=True))
         for part in tqdm(parts, desc=name, leave=False, disable=name is None):
             yield tuple(t.to(device) for t in part)
@@ -230,7 +236,12 @@ class Report(Callback):
         if self._metric is None or reference is None:
             return {}
         network = self._metric.extractor
-        return {"n": self.num_images, "n_reference": len(reference), "extractor": network.name, "digest": network.digest}
+        return {
+            "n": self.num_images,
+            "n_reference": len(reference),
+            "extractor": network.name,
+            "digest": network.digest,
+        }
 
 
 def _table(title: str, values: dict[str, float]) -> list[str]:

@@ -32,7 +32,7 @@ class TrainingProgressBar(TQDMProgressBar):
     ) -> None:
         """Moves the bar."""
         bar = self.train_progress_bar
-        if trainer.global_step > bar.n and self._should_update(trainer.global_step, bar.total or -1):
+        if trainer.global_step > bar.n and self._should_update(trainer.global_step, int(bar.total or -1)):
             bar.n = trainer.global_step
             bar.set_postfix(self.get_metrics(trainer, pl_module))
 

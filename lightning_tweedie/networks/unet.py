@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -157,7 +158,8 @@ class UNet(nn.Module):
             if i > 0:
                 self.up.append(nn.Conv2d(current, current, 3, padding=1))
 
-        self.leave = nn.Sequential(_norm(current), nn.SiLU(), _zero(nn.Conv2d(current, channels * patch**2, 3, padding=1)))
+        last = nn.Conv2d(current, channels * patch**2, 3, padding=1)
+        self.leave = nn.Sequential(_norm(current), nn.SiLU(), _zero(last))
 
     def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
         """Maps images ``(B, C, H, W)`` and levels ``c_noise`` ``(B,)`` to ``(B, C, H, W)``."""
@@ -175,7 +177,7 @@ class UNet(nn.Module):
         h = self.enter(F.pixel_unshuffle(x, self.patch).contiguous(memory_format=torch.channels_last))
         skips = [h]
         for i, stage in enumerate(self.encoder):
-            for block in stage:
+            for block in cast(nn.ModuleList, stage):
                 h = block(h, level)
                 skips.append(h)
             if i < len(self.down):
@@ -184,7 +186,7 @@ class UNet(nn.Module):
         for block in self.middle:
             h = block(h, level)
         for i, stage in enumerate(self.decoder):
-            for block in stage:
+            for block in cast(nn.ModuleList, stage):
                 h = block(torch.cat([h, skips.pop()], dim=1), level)
             if i < len(self.up):
                 # To the size of the skip that comes next: odd sides (7 -> 4) come back exactly.

@@ -1,0 +1,104 @@
+"""Checkpoints, read without Lightning and without executing anything they contain."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lightning_tweedie.denoiser import Denoiser
+from lightning_tweedie.errors import UserError
+from lightning_tweedie.serialization import from_config
+
+__all__ = ["CHECKPOINT_KEY", "TrainedDenoiser", "load_denoiser", "read_checkpoint"]
+
+CHECKPOINT_KEY = "lightning_tweedie"
+"""Where a checkpoint keeps what sampling and restoration need besides the weights."""
+
+AVERAGE = "ema.averages.0."
+"""What the names of the first weight average begin with in a checkpoint's ``state_dict``."""
+
+
+@dataclass
+class TrainedDenoiser:
+    """What a checkpoint has to say about images.
+
+    Attributes:
+        denoiser: The first weight average, in evaluation mode.
+        shape: Shape of one datum.
+        sigma_n: Largest noise level of the training data, on the scale of the data.
+    """
+
+    denoiser: Denoiser
+    shape: tuple[int, ...]
+    sigma_n: float
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Opens a checkpoint of :class:`~lightning_tweedie.module.TweedieModule`.
+
+    Only plain data and tensors are accepted, so a checkpoint from a stranger cannot run code. Tensors are mapped from
+    the file, not read, until they are used.
+
+    Args:
+        path: A local file.
+
+    Raises:
+        UserError: The file is missing, truncated, or not such a checkpoint.
+    """
+    path = os.fspath(path)
+    if not os.path.isfile(path):
+        raise UserError(f"the checkpoint {path!r} does not exist: give the path of a file such as runs/.../last.ckpt")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"the checkpoint {path!r} holds more than tensors and plain data, which could run code when it is read: "
+            "use one that this library wrote"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise UserError(
+            f"the checkpoint {path!r} cannot be read ({_first_line(error)}): it is damaged or truncated; use another"
+        ) from None
+    if not isinstance(checkpoint, dict) or not {CHECKPOINT_KEY, "state_dict"} <= checkpoint.keys():
+        raise UserError(f"the checkpoint {path!r} was not made by this library's TweedieModule: give one that was")
+    return checkpoint
+
+
+def load_denoiser(
+    path: str | os.PathLike[str], allow: Sequence[str] = (), device: torch.device | str = "cpu"
+) -> TrainedDenoiser:
+    """Builds the denoiser that a checkpoint describes, with its averaged weights.
+
+    Args:
+        path: A local file.
+        allow: Packages besides this library from which network classes may be taken.
+        device: Where the weights are put.
+
+    Raises:
+        UserError: The checkpoint cannot be used, or names a class of a package that is not allowed.
+    """
+    checkpoint = read_checkpoint(path)
+    content = checkpoint[CHECKPOINT_KEY]
+    weights = {k.removeprefix(AVERAGE): v for k, v in checkpoint["state_dict"].items() if k.startswith(AVERAGE)}
+    try:
+        denoiser = from_config(content["denoiser"], allow)
+        denoiser.load_state_dict(weights)
+        trained = TrainedDenoiser(denoiser, tuple(content["shape"]), float(content["sigma_n"]))  # type: ignore[arg-type]
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"the checkpoint {str(path)!r} does not fit together ({_first_line(error)}): it is damaged, or its network "
+            "has changed since; use the version that made it"
+        ) from None
+    denoiser.to(device).eval().requires_grad_(False)
+    return trained
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(":. ")

@@ -1,0 +1,33 @@
+"""A command line made of one function's arguments."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+
+from jsonargparse import auto_cli
+
+__all__ = ["call_with"]
+
+
+def call_with(function: Callable[..., None], argv: Sequence[str]) -> None:
+    """Calls a function with arguments from the command line.
+
+    Options may not be abbreviated. A boolean option may stand alone, which means true.
+
+    Args:
+        function: Its argument types and docstring make the options and the help. Their annotations must be types, not
+            strings: for strings jsonargparse imports everything that the file names for type checkers, torch too.
+        argv: The options.
+
+    Raises:
+        argparse.ArgumentError: An option is unknown, missing or of the wrong type.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    switches = {f"--{p.name}" for p in parameters if p.annotation is bool}
+    argv = list(argv)
+    for i in reversed(range(len(argv))):
+        if argv[i] in switches and (i + 1 == len(argv) or argv[i + 1].startswith("--")):
+            argv.insert(i + 1, "true")
+    name = f"lightning_tweedie {function.__name__}"
+    auto_cli(function, args=argv, as_positional=False, prog=name, exit_on_error=False, allow_abbrev=False)

@@ -1,0 +1,106 @@
+"""`sample`: images from a checkpoint alone."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lightning_tweedie.commands.function_cli import call_with
+from lightning_tweedie.commands.output import choose_device, output_folder, write_picture
+from lightning_tweedie.commands.samplers import SamplerName, make_sampler
+from lightning_tweedie.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["main", "sample"]
+
+LARGEST_GRID = 256
+"""So many samples at most are shown in one picture."""
+
+
+def sample(
+    ckpt_path: str,
+    out: str,
+    num: int = 64,
+    seed: int = 0,
+    sampler: SamplerName = "heun",
+    steps: int = 18,
+    truncated: bool = False,
+    batch_size: int = 64,
+    device: str = "auto",
+    overwrite: bool = False,
+    allow: list[str] | None = None,
+) -> None:
+    """Draws samples with the averaged weights of a checkpoint.
+
+    Writes every sample as PNG, a picture of all of them (grid.png) and the samples as floats (samples.npz). A sample
+    depends on the seed and its number, not on the batch it is made in.
+
+    Args:
+        ckpt_path: The checkpoint.
+        out: Folder for the results; it must be empty.
+        num: How many samples.
+        seed: Seed of the samples.
+        sampler: Solver of the reverse process.
+        steps: Number of noise levels.
+        truncated: Stop at the noise level of the training data: blurred, but right without any training below it.
+        batch_size: Samples made at once; changes the memory needed, not the samples.
+        device: auto, cpu, cuda, cuda:1, ...
+        overwrite: Replace files of an earlier call.
+        allow: Packages whose network classes the checkpoint may use, besides this library: their code is run.
+
+    Raises:
+        UserError: A setting or the checkpoint is wrong.
+    """
+    if num < 1 or batch_size < 1:
+        raise UserError(f"num = {num} and batch_size = {batch_size} must be at least 1")
+    import numpy as np
+    import torch
+    from tqdm import tqdm
+
+    from lightning_tweedie import sampling
+    from lightning_tweedie.checkpoint import load_denoiser
+
+    trained = load_denoiser(ckpt_path, allow or [], choose_device(device))
+    solver = make_sampler(sampler, steps)
+    folder = output_folder(out, overwrite)
+    batches = []
+    with tqdm(total=num, desc="sampling", unit="sample") as bar:
+        for start in range(0, num, batch_size):
+            indices = range(start, min(start + batch_size, num))
+            batch = sampling.sample(
+                trained.denoiser,
+                (len(indices), *trained.shape),
+                solver,
+                seed=seed,
+                indices=indices,
+                truncate_at=trained.sigma_n if truncated else None,
+            )
+            batches.append(batch.cpu())
+            bar.update(len(indices))
+    samples = torch.cat(batches)
+    np.savez(folder / "samples.npz", samples=samples.numpy())
+    _draw(samples, folder)
+    print(f"Wrote {num} samples to {folder}")
+
+
+def _draw(samples: "Tensor", folder: Path) -> None:
+    """PNGs of what can be drawn."""
+    from lightning_tweedie.pictures import can_be_drawn, grid, panel
+
+    if not can_be_drawn(samples.shape[1:]):
+        return
+    if samples.ndim == 2:
+        write_picture(panel([("samples", samples)]), folder / "grid.png")
+        return
+    digits = max(4, len(str(len(samples) - 1)))
+    for number, image in enumerate(samples):
+        write_picture(grid(image[None], per_row=1, side=1), folder / f"{number:0{digits}}.png")
+    shown = samples[:LARGEST_GRID]
+    write_picture(grid(shown, per_row=math.ceil(math.sqrt(len(shown)))), folder / "grid.png")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs ``lightning_tweedie sample``."""
+    call_with(sample, argv)

@@ -1,0 +1,25 @@
+"""Solvers by the names that the command line knows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from lightning_tweedie.sampling import Sampler
+
+__all__ = ["SamplerName", "make_sampler"]
+
+SamplerName = Literal["heun", "euler", "dpmsolver++", "ancestral"]
+
+
+def make_sampler(name: SamplerName, steps: int) -> Sampler:
+    """The solver of that name with so many noise levels."""
+    from lightning_tweedie.sampling import Ancestral, DPMSolverPP2M, Euler, Heun
+
+    solvers: dict[SamplerName, type[Sampler]] = {
+        "heun": Heun,
+        "euler": Euler,
+        "dpmsolver++": DPMSolverPP2M,
+        "ancestral": Ancestral,
+    }
+    return solvers[name](steps=steps)

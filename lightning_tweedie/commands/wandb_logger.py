@@ -1,0 +1,40 @@
+"""Weights & Biases, without an account if need be."""
+
+from __future__ import annotations
+
+import netrc
+import os
+from pathlib import Path
+from urllib.parse import urlparse
+
+from lightning.pytorch.loggers import WandbLogger
+
+__all__ = ["wandb_logger"]
+
+
+def wandb_logger(directory: Path, project: str) -> WandbLogger:
+    """A logger that keeps its files in the run's directory.
+
+    ``wandb sync <directory>/wandb/offline-run-*`` uploads an offline run later.
+
+    Args:
+        directory: The run's directory.
+        project: Name of the project; in a sweep the agent's counts.
+    """
+    name = f"{directory.parent.name}/{directory.name}"
+    return WandbLogger(name=name, save_dir=directory, project=project, offline=_is_offline())
+
+
+def _is_offline() -> bool:
+    """What WANDB_MODE says; otherwise whether there is no API key."""
+    if mode := os.environ.get("WANDB_MODE"):
+        return mode in ("offline", "dryrun")
+    return not (os.environ.get("WANDB_API_KEY") or _key_in_netrc())
+
+
+def _key_in_netrc() -> bool:
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host or "") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

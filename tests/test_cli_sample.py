@@ -1,0 +1,142 @@
+"""`sample` and `denoise` from a checkpoint alone."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command_line import DIGITS, run
+from PIL import Image
+
+from lightning_tweedie.checkpoint import load_denoiser
+from lightning_tweedie.cli import main
+from lightning_tweedie.sampling import Ancestral, Heun, one_step, posterior_samples, sample
+
+
+@pytest.fixture(scope="module")
+def ckpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    assert run(folder, "fit", config=DIGITS) == 0
+    return folder / "runs/digits/fit_0/checkpoints/last.ckpt"
+
+
+def samples(ckpt: Path, out: Path, *options: str) -> np.ndarray:
+    assert main(["sample", "--ckpt_path", str(ckpt), "--out", str(out), "--steps", "4", *options]) == 0
+    return np.load(out / "samples.npz")["samples"]
+
+
+def test_the_averaged_weights_sample(ckpt: Path, tmp_path: Path) -> None:
+    trained = load_denoiser(ckpt)
+    assert trained.shape == (1, 28, 28)
+    assert trained.sigma_n == 0.5
+    weights = torch.load(ckpt, weights_only=True)["state_dict"]
+    for name, value in trained.denoiser.state_dict().items():
+        assert torch.equal(value, weights[f"ema.averages.0.{name}"])
+    assert not all(torch.equal(v, weights[f"denoiser.{k}"]) for k, v in trained.denoiser.state_dict().items())
+    made = samples(ckpt, tmp_path / "out", "--num", "5", "--seed", "3")
+    expected = sample(trained.denoiser, (5, 1, 28, 28), Heun(steps=4), seed=3)
+    np.testing.assert_array_equal(made, expected.numpy())
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        *(f"000{i}.png" for i in range(5)), "grid.png", "samples.npz",
+    ]  # fmt: skip
+    pixels = np.asarray(Image.open(tmp_path / "out/0003.png").convert("L"))
+    np.testing.assert_array_equal(pixels, np.round((made[3, 0].clip(-1, 1) + 1) * 127.5))
+
+
+def test_samples_do_not_depend_on_the_batch(ckpt: Path, tmp_path: Path) -> None:
+    options = ("--num", "7", "--sampler", "ancestral")
+    one = samples(ckpt, tmp_path / "one", *options, "--batch_size", "1")
+    three = samples(ckpt, tmp_path / "three", *options, "--batch_size", "3")
+    # Sums in another order, nothing more: other noise would differ by about 1.
+    np.testing.assert_allclose(one, three, atol=2e-4)
+
+
+def test_truncated(ckpt: Path, tmp_path: Path) -> None:
+    made = samples(ckpt, tmp_path / "out", "--num", "2", "--truncated")
+    expected = sample(load_denoiser(ckpt).denoiser, (2, 1, 28, 28), Heun(steps=4), truncate_at=0.5)
+    np.testing.assert_array_equal(made, expected.numpy())
+
+
+def test_nothing_is_overwritten_unasked(ckpt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    samples(ckpt, out, "--num", "2")
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    options = ["sample", "--ckpt_path", str(ckpt), "--out", str(out), "--num", "2", "--steps", "4", "--seed", "1"]
+    assert main(options) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    assert main([*options, "--overwrite", "true"]) == 0
+    after = {p.name: p.read_bytes() for p in out.iterdir()}
+    assert before.keys() == after.keys()
+    assert all(before[name] != after[name] for name in before)
+
+
+@pytest.fixture
+def noisy(tmp_path: Path) -> Path:
+    """An 8-bit image, floats beyond [-1, 1] in a folder below, and one of another size."""
+    folder = tmp_path / "noisy"
+    (folder / "more").mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    Image.fromarray(generator.integers(0, 256, (28, 28), dtype=np.uint8)).save(folder / "a.png")
+    np.save(folder / "more/b.npy", generator.normal(0, 1.5, (1, 28, 28)).astype(np.float32))
+    Image.fromarray(generator.integers(0, 256, (32, 24), dtype=np.uint8)).save(folder / "c.png")
+    return folder
+
+
+def test_denoise(ckpt: Path, noisy: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = ["--ckpt_path", str(ckpt), "--input", str(noisy), "--out", str(out), "--steps", "4"]
+    assert main(["denoise", *options, "--draws", "5"]) == 0
+    denoiser = load_denoiser(ckpt).denoiser
+    x_n = {
+        "a.png": torch.from_numpy(np.array(Image.open(noisy / "a.png"))).float()[None] / 127.5 - 1,
+        "c.png": torch.from_numpy(np.array(Image.open(noisy / "c.png"))).float()[None] / 127.5 - 1,
+        "more/b.npy": torch.from_numpy(np.load(noisy / "more/b.npy")),
+    }
+    for index, (name, x) in enumerate(sorted(x_n.items())):
+        made = np.load(out / f"arrays/{name}.npz")
+        np.testing.assert_allclose(made["one_step"], one_step(denoiser, x[None], 0.5)[0], atol=1e-5)
+        draws = posterior_samples(denoiser, x[None], 0.5, 5, Ancestral(steps=4), seed=0, indices=[index])[:, 0]
+        np.testing.assert_allclose(made["draws"], draws, atol=2e-4)
+        np.testing.assert_allclose(made["mean"], made["draws"].mean(0), atol=1e-5)
+        np.testing.assert_allclose(made["std"], made["draws"].std(0, ddof=1), atol=1e-5)
+        picture = f"{name}" if name.endswith(".png") else f"{name}.png"
+        for kind in ("one_step", "mean", "std"):
+            assert Image.open(out / kind / picture).size == x.shape[:0:-1]
+        pixels = np.asarray(Image.open(out / "std" / picture).convert("L")).astype(float)
+        # White is the noise level.
+        np.testing.assert_allclose(pixels, (made["std"][0] / 0.5 * 255).clip(0, 255), atol=0.51)
+        assert len(list((out / "draws").glob(f"{name}_*.png"))) == 5
+    assert (out / "overview.png").is_file()
+    assert main(["denoise", *options]) == 2
+
+
+def test_denoise_at_another_level_with_one_step(ckpt: Path, noisy: Path, tmp_path: Path) -> None:
+    options = ["--ckpt_path", str(ckpt), "--input", str(noisy), "--out", str(tmp_path / "out"), "--sigma", "0.2"]
+    assert main(["denoise", *options]) == 0
+    x = torch.from_numpy(np.load(noisy / "more/b.npy"))[None]
+    made = np.load(tmp_path / "out/arrays/more/b.npy.npz")
+    assert list(made) == ["one_step"]
+    np.testing.assert_allclose(made["one_step"], one_step(load_denoiser(ckpt).denoiser, x, 0.2)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--sigma", "25"], "sigma = 25"),
+        (["--sigma", "-1"], "negative"),
+        (["--draws", "-1"], "draws = -1"),
+        (["--input", "nowhere"], "nowhere"),
+        (["--device", "tpu9"], "device = tpu9"),
+        (["--bogus", "1"], "--bogus"),
+    ],
+)
+def test_denoise_refuses(
+    ckpt: Path, noisy: Path, tmp_path: Path, options: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--ckpt_path", str(ckpt), "--input", str(noisy), "--out", str(tmp_path / "out"), *options]
+    assert main(["denoise", *given]) == 2
+    told = capsys.readouterr().err
+    assert words in told
+    assert told.startswith("error: ")
+    assert not list(tmp_path.glob("out/*"))

@@ -1,0 +1,115 @@
+"""Every file under configs/ parses, makes its objects and trains two steps."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from command_line import CONFIGS, DIGITS
+from PIL import Image
+
+from lightning_tweedie.cli import main
+
+# Everything that takes time is made small; nothing of what the files are about is replaced.
+QUICK = """
+trainer:
+  accelerator: cpu
+  devices: 1
+  precision: 32-true
+  max_steps: 2
+  val_check_interval: 2
+  limit_val_batches: 1
+  num_sanity_val_steps: 0
+  enable_progress_bar: false
+  enable_model_summary: false
+"""
+NETWORK = ["--model.denoiser.backbone.init_args.width=16", "--data.init_args.batch_size=4"]
+UNET = [*NETWORK, "--model.denoiser.backbone.init_args.blocks=1"]
+SMALL = {
+    "ring": [*NETWORK, "--data.init_args.items=2600"],
+    "demo": UNET,
+    "fashion_mnist": UNET,
+    "cifar10": UNET,
+    "folder": [*UNET, "--data.init_args.holdout=8"],
+}
+"""Options for each experiment; an experiment that is missing here fails its test."""
+
+
+def solver(name: str) -> dict[str, object]:
+    return {"class_path": f"lightning_tweedie.sampling.{name}", "init_args": {"steps": 2}}
+
+
+FEW = {
+    "SampleGrid": {"num_samples": 2, "sampler": solver("Heun")},
+    "RestorationGrid": {"num_items": 2, "draws": 2, "sampler": solver("Ancestral")},
+    "Report": {
+        **{"num_images": 4, "num_restored": 2, "draws": 2},
+        **{"sampler": solver("Heun"), "posterior_sampler": solver("Ancestral")},
+    },
+}
+"""Small settings for each callback that may be in an experiment."""
+
+
+def names(folder: str) -> list[str]:
+    return sorted(p.stem for p in (CONFIGS / folder).glob("*.yaml"))
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
+    """Stand-ins of the right shape for data that are too large to be fetched for a test."""
+    from lightning_tweedie import datamodules
+
+    generator = torch.Generator().manual_seed(0)
+
+    def images(channels: int, side: int) -> object:
+        array = torch.randint(0, 256, (700, channels, side, side), generator=generator, dtype=torch.uint8).numpy()
+        return lambda root=None, train=True: array
+
+    monkeypatch.setattr(datamodules, "read_fashion_mnist", images(1, 28))
+    monkeypatch.setattr(datamodules, "read_cifar10", images(3, 32))
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(24):
+        pixels = torch.randint(0, 256, (70, 80 + i, 3), generator=generator, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
+    return {"folder": [f"--data.init_args.root={folder}"]}
+
+
+@pytest.mark.parametrize("name", names("experiment"))
+def test_experiment(name: str, tmp_path: Path, data: dict[str, list[str]]) -> None:
+    (tmp_path / "quick.yaml").write_text(QUICK)
+    options = ["--config", str(CONFIGS / f"experiment/{name}.yaml"), "--config", str(tmp_path / "quick.yaml")]
+    # Few samples with few steps.
+    config = yaml.safe_load((CONFIGS / f"experiment/{name}.yaml").read_text())
+    for callback in config["trainer"]["callbacks"]:
+        callback["init_args"] = {**callback.get("init_args", {}), **FEW[callback["class_path"].rpartition(".")[2]]}
+    (tmp_path / "few.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": config["trainer"]["callbacks"]}}))
+    options += ["--config", str(tmp_path / "few.yaml"), "--runs", str(tmp_path / "runs")]
+    assert main(["fit", *options, *SMALL[name], *data.get(name, [])]) == 0
+    (directory,) = tmp_path.glob("runs/*/fit_0")
+    assert directory.parent.name == config["name"] == name
+    last = torch.load(directory / "checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] == 2
+    drawn = [c for c in config["trainer"]["callbacks"] if c["class_path"].endswith("Grid")]
+    assert len(list(directory.glob("pictures/*/*.png"))) == len(drawn)
+
+
+@pytest.mark.parametrize("name", names("trainer"))
+def test_trainer(name: str, tmp_path: Path) -> None:
+    """Laid over an experiment; what only a GPU can do is left to machines with one."""
+    (tmp_path / "tiny.yaml").write_text(DIGITS)
+    (tmp_path / "quick.yaml").write_text("accelerator: cpu\ndevices: 1\nmax_steps: 2\nstrategy: auto\n")
+    options = ["--config", str(tmp_path / "tiny.yaml"), "--trainer", str(CONFIGS / f"trainer/{name}.yaml")]
+    options += ["--trainer", str(tmp_path / "quick.yaml"), "--runs", str(tmp_path / "runs")]
+    assert main(["fit", *options]) == 0
+    written = yaml.safe_load((tmp_path / "runs/digits/fit_0/config.yaml").read_text())["trainer"]
+    wanted = yaml.safe_load((CONFIGS / f"trainer/{name}.yaml").read_text())
+    assert written["precision"] == wanted["precision"]
+
+
+def test_every_part_belongs_to_an_experiment() -> None:
+    """Then the tests above cover it."""
+    experiments = [yaml.safe_load(p.read_text()) for p in (CONFIGS / "experiment").glob("*.yaml")]
+    for part in ("model", "data"):
+        used = {Path(e[part]).stem for e in experiments}
+        assert used == set(names(part))

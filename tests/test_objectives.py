@@ -1,0 +1,301 @@
+"""The exact denoiser minimises every term; what does not belong there does not.
+
+Each loss is quadratic in the denoiser's error, so its slope along a perturbation is an exact difference
+of two losses with the same random numbers, one unbiased draw per item.
+"""
+
+import copy
+
+import pytest
+import torch
+from checks import Exact, assert_law, assert_mean, generator
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lightning_tweedie.denoiser import Denoiser
+from lightning_tweedie.errors import UserError
+from lightning_tweedie.kernels import normal_like, perturb, reverse_step
+from lightning_tweedie.levels import LogUniform
+from lightning_tweedie.networks import MLP
+from lightning_tweedie.objectives import AmbientScoreMatching, Consistency, Objective, PosteriorReplay, ScoreMatching
+from lightning_tweedie.objectives.term import Step, Term
+from lightning_tweedie.oracles import GaussianOracle, MixtureOracle
+
+MIXTURE = MixtureOracle(
+    torch.tensor([[-0.7, 0.0], [0.7, 0.3]]).double(),
+    torch.tensor([0.1, 0.3]).double(),
+    torch.tensor([0.4, 0.6]).double(),
+)
+GAUSSIAN = GaussianOracle(torch.tensor([0.5, -0.5]).double(), torch.tensor([[0.5, 0.3], [0.3, 0.25]]).double())
+
+NOISE = ["one level", "a level per item", "a level per pixel"]
+
+
+def noisy_data(
+    n: int, kind: str = "one level", oracle: MixtureOracle | GaussianOracle = MIXTURE
+) -> tuple[Tensor, Tensor]:
+    """Noisy data with their levels; where each item has its own, every third is clean."""
+    x_0 = oracle.sample(n, generator(1))
+    if kind == "one level":
+        sigma_n = torch.full((n,), 0.4, dtype=torch.float64)
+    elif kind == "a level per item":
+        sigma_n = torch.tensor([0.0, 0.2, 0.5], dtype=torch.float64).repeat(n)[:n]
+    else:
+        sigma_n = (0.4 + 0.2 * torch.rand(n, 1, generator=generator(2)).double()) * torch.tensor([1.0, 0.2])
+    return perturb(x_0, 0.0, sigma_n, normal_like(generator(3))), sigma_n
+
+
+def losses(
+    term: Term, denoise: object, x_n: Tensor, sigma_n: Tensor, teacher: object = MIXTURE, seed: int = 0
+) -> Tensor:
+    """One loss per item of a term in an objective."""
+    objective = Objective(**{"ambient" if term.name == "score_matching" else term.name: copy.deepcopy(term)})
+    return objective(Exact(denoise), x_n, sigma_n, teacher=teacher, generator=generator(seed)).per_item[term.name][1]
+
+
+PERTURBATIONS = {
+    "shift": lambda x, scale: scale * torch.ones_like(x),
+    "gain": lambda x, scale: scale * (x - 0.2) / (0.5 + x.abs()),
+    "wave": lambda x, scale: scale * torch.sin(4 * x).flip(1),
+}
+
+
+def slope(term: Term, perturbation: str, x_n: Tensor, sigma_n: Tensor) -> tuple[Tensor, Tensor]:
+    """Slope and curvature of a term's loss, per item, when the exact denoiser is perturbed."""
+
+    def perturbed(sign: float) -> Tensor:
+        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            scale = sign * sigma / (1 + sigma**2).sqrt()
+            return MIXTURE(x, sigma) + PERTURBATIONS[perturbation](x, scale.to(x)[:, None])
+
+        return losses(term, denoise, x_n, sigma_n)
+
+    plus, zero, minus = perturbed(1.0), perturbed(0.0), perturbed(-1.0)
+    return (plus - minus) / 2, (plus + minus) / 2 - zero
+
+
+@pytest.mark.parametrize("kind", NOISE)
+@pytest.mark.parametrize("perturbation", PERTURBATIONS)
+def test_the_exact_clean_denoiser_minimises_the_ambient_loss(kind, perturbation):
+    first, second = slope(AmbientScoreMatching(), perturbation, *noisy_data(20_000, kind))
+    assert_mean(first, 0.0)
+    assert (second >= 0).all() and second.mean() > 0
+
+
+def test_the_naive_loss_has_its_minimum_elsewhere():
+    """The control: taking noisy data as clean, the exact clean denoiser is not even stationary."""
+    first, _ = slope(ScoreMatching(), "gain", *noisy_data(20_000))
+    with pytest.raises(AssertionError, match="standard errors off"):
+        assert_mean(first, 0.0)
+
+
+def test_on_clean_data_ambient_is_ordinary_score_matching():
+    """The very same numbers."""
+    x_0 = MIXTURE.sample(100, generator())
+    clean = torch.zeros(100)
+    assert torch.equal(
+        losses(AmbientScoreMatching(), MIXTURE, x_0, clean), losses(ScoreMatching(), MIXTURE, x_0, clean)
+    )
+
+
+SMALL_JUMPS = [
+    dict(jump=0.95),
+    dict(jump=0.95, gradient="both"),
+    dict(jump=0.95, origin="x_n"),
+    dict(jump=0.95, origin="x_n", gradient="both"),
+    dict(jump=0.7, substeps=10),
+]
+
+
+@pytest.mark.parametrize("kind", NOISE)
+@pytest.mark.parametrize("settings", SMALL_JUMPS, ids=str)
+def test_consistency_of_the_exact_denoiser_is_zero(settings, kind):
+    term = Consistency(start=0, share=1, **settings)
+    x_n, sigma_n = noisy_data(20_000, kind)
+    assert_mean(losses(term, MIXTURE, x_n, sigma_n), 0.0)
+    if "gradient" not in settings:
+        assert_mean(slope(term, "wave", x_n, sigma_n)[0], 0.0)
+
+
+@pytest.mark.parametrize("kind", NOISE)
+@pytest.mark.parametrize("origin", ["x_n", "x_t"])
+def test_consistency_asks_where_the_data_are(origin, kind):
+    """The points of a pair have the law of the data at their levels: whitened, they are standard normal."""
+    x_n, sigma_n = noisy_data(10_000, kind, GAUSSIAN)
+    term = Consistency(start=0, share=1, origin=origin, chain=40, substeps=10, gradient="both")
+    query = term.query(Step(x_n, sigma_n, GAUSSIAN, torch.tensor(0.5), generator()))
+    variance = GAUSSIAN.variances + query.sigma[:, None].double() ** 2
+    white = (query.x - GAUSSIAN.mean) @ GAUSSIAN.axes / variance.sqrt()
+    for points in white.chunk(3):  # x_s, x_s again, x_t
+        assert_law(points, torch.zeros(2).double(), torch.eye(2).double())
+
+
+@pytest.mark.parametrize("gradient", ["less_noisy", "both"])
+def test_consistency_sees_an_error_below_the_noise_level(gradient):
+    """Where the ambient term sees nothing: this denoiser is exact above ``sigma_n = 0.4`` and wrong below."""
+
+    def wrong(x: Tensor, sigma: Tensor) -> Tensor:
+        return MIXTURE(x, sigma) + 0.5 * PERTURBATIONS["wave"](x, (sigma * (sigma < 0.4)).to(x)[:, None])
+
+    x_n, sigma_n = noisy_data(20_000)
+    ambient = AmbientScoreMatching()
+    assert torch.equal(losses(ambient, wrong, x_n, sigma_n), losses(ambient, MIXTURE, x_n, sigma_n))
+    with pytest.raises(AssertionError, match="standard errors off"):
+        assert_mean(losses(Consistency(start=0, share=1, gradient=gradient), wrong, x_n, sigma_n, teacher=wrong), 0.0)
+
+
+def test_consistency_alone_does_not_know_the_data():
+    """The exact denoiser of any other law is as consistent: it takes the ambient term to tell them apart."""
+    x_n, sigma_n = noisy_data(20_000)
+    assert_mean(losses(Consistency(start=0, share=1), GAUSSIAN, x_n, sigma_n, teacher=GAUSSIAN), 0.0)
+
+
+def test_a_large_jump_is_no_longer_a_step_of_the_reverse_process():
+    x_n, sigma_n = noisy_data(20_000)
+    with pytest.raises(AssertionError, match="standard errors off"):
+        assert_mean(losses(Consistency(start=0, share=1, jump=0.2), MIXTURE, x_n, sigma_n), 0.0)
+    assert_mean(losses(Consistency(start=0, share=1, jump=0.2, substeps=40), MIXTURE, x_n, sigma_n), 0.0)
+
+
+def test_the_exact_denoiser_is_a_martingale_of_the_exact_reverse_process():
+    """``D(x_t) = E[D(x_s) | x_t]``: the difference is orthogonal to every function of ``x_t``, for any jump."""
+    noise = normal_like(generator())
+    x_s = perturb(MIXTURE.sample(20_000, generator(1)), 0.0, 0.1, noise)
+    x_t = perturb(x_s, 0.1, 1.0, noise)
+    difference = MIXTURE(x_s, 0.1) - MIXTURE(x_t, 1.0)
+    for probe in (torch.ones_like(x_t), x_t, x_t.sin(), x_t.flip(1) ** 2):
+        assert_mean(difference * probe, 0.0)
+
+
+def test_two_draws_are_unbiased_where_a_squared_mean_is_not():
+    """A squared mean of ``K`` draws expects ``Var / K``; for a Gaussian ``Var D(x_s) = g^2 s^2 (1 - s^2 / t^2)``."""
+    c, t, s, draws = 0.25, 0.5, 0.35, 4
+    gain_s, gain_t = c / (c + s**2), c / (c + t**2)
+    noise = normal_like(generator())
+    x_t = torch.linspace(-2, 2, 20_000, dtype=torch.float64)[:, None]
+    off = [gain_s * reverse_step(x_t, gain_t * x_t, t, s, noise) - gain_t * x_t for _ in range(draws)]
+    assert_mean(off[0] * off[1], 0.0)
+    assert_mean((sum(off) / draws) ** 2, gain_s**2 * s**2 * (1 - s**2 / t**2) / draws)
+
+
+@pytest.mark.parametrize("kind", NOISE)
+def test_replayed_data_have_the_clean_law(kind):
+    """Posterior draws of noisy data, all together, are draws of the clean distribution."""
+    x_n, sigma_n = noisy_data(6000, kind, GAUSSIAN)
+    term = PosteriorReplay(start=0, capacity=6000, steps=100)
+    term.query(Step(x_n, sigma_n, GAUSSIAN, torch.tensor(0.5), generator()))
+    assert_law(
+        term.draws[: term.written], GAUSSIAN.mean, GAUSSIAN.axes @ torch.diag(GAUSSIAN.variances) @ GAUSSIAN.axes.T
+    )
+
+
+@pytest.mark.parametrize("perturbation", PERTURBATIONS)
+def test_the_exact_denoiser_is_a_fixed_point_of_replay(perturbation):
+    """With the exact denoiser as teacher it is the minimum of the next step's loss."""
+    x_n, sigma_n = noisy_data(6000)
+    first, second = slope(PosteriorReplay(start=0, capacity=6000, steps=100, share=1), perturbation, x_n, sigma_n)
+    assert_mean(first, 0.0)
+    assert (second >= 0).all()
+
+
+def test_replay_trains_each_draw_below_its_own_level():
+    x_n, sigma_n = noisy_data(300, "a level per item")
+    term = PosteriorReplay(start=0, share=3)
+    levels = term.query(Step(x_n, sigma_n, MIXTURE, torch.tensor(0.5), generator())).level
+    assert term.written == 200 and set(term.draw_levels[:200].tolist()) == {0.2, 0.5}
+    assert (levels >= 0.00999).all() and (levels <= 0.5).all() and (levels > 0.2).any()
+
+
+def test_replay_replaces_the_oldest_draws_first_and_keeps_its_state():
+    def batch(k: int) -> Step:
+        x_n, sigma_n = torch.full((4, 1), float(k)), torch.full((4,), 0.0101)
+        return Step(x_n, sigma_n, lambda x, sigma: x, torch.tensor(0.5), generator(k))
+
+    term = PosteriorReplay(start=0, capacity=6, refresh=0.5)
+    for k in range(3):
+        term.query(batch(k))
+    # The identity as a denoiser moves hardly anything: a batch of zeros, two ones, then two twos over the oldest.
+    assert term.draws.round().flatten().tolist() == [2, 2, 0, 0, 1, 1]
+    restored = PosteriorReplay(start=0, capacity=6, refresh=0.5)
+    restored.load_state_dict(copy.deepcopy(term.state_dict()))
+    a, b = term.query(batch(3)), restored.query(batch(3))
+    assert torch.equal(a.x, b.x) and torch.equal(a.sigma, b.sigma)
+    assert torch.equal(term.draws, restored.draws) and term.written == restored.written == 10
+    small = PosteriorReplay(start=0, capacity=3)
+    small.query(batch(0))
+    assert small.draws.shape == (3, 1) and small.written == 3
+
+
+def everything() -> Objective:
+    return Objective(AmbientScoreMatching(), Consistency(start=0, ramp=0), PosteriorReplay(start=0, ramp=0, steps=3))
+
+
+def test_a_step_has_one_forward_pass_with_gradient():
+    denoiser, calls = Denoiser(MLP(2, width=16), sigma_data=0.5), []
+    denoiser.backbone.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    x_n, sigma_n = noisy_data(32)
+    losses = everything()(denoiser, x_n.float(), sigma_n.float(), generator=generator())
+    losses.total.backward()
+    assert calls.count(True) == 1
+    assert losses.total.item() == pytest.approx(sum(losses.terms.values()).item(), rel=1e-5)
+    assert all(p.grad is not None and p.grad.any() for p in denoiser.parameters())
+
+
+def test_clean_items_take_part_in_the_ambient_term_alone():
+    denoiser = Denoiser(MLP(2, width=16), sigma_data=0.5)
+    x_n, sigma_n = (t.float() for t in noisy_data(30, "a level per item"))
+    mixed = everything()(denoiser, x_n, sigma_n, generator=generator())
+    assert {name: len(loss) for name, (_, loss) in mixed.per_item.items()} == {
+        "ambient": 30,
+        "consistency": 15,
+        "replay": 15,
+    }
+    assert all(loss.isfinite().all() for _, loss in mixed.per_item.values())
+    clean = everything()(denoiser, x_n, torch.zeros(30), generator=generator())
+    assert list(clean.terms) == ["ambient"]
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 5), (1, 4, 4), (1, 2, 3, 4)], ids=["vector", "signal", "image", "volume"])
+def test_every_term_takes_data_of_any_rank(shape):
+    x = torch.randn(8, *shape, generator=generator())
+    denoiser = Exact(lambda x, sigma: x / (1 + sigma.reshape(-1, *[1] * (x.ndim - 1)) ** 2))
+    for sigma_n in (torch.full((8,), 0.3), torch.rand(8, *shape, generator=generator())):
+        assert len(everything()(denoiser, x, sigma_n, generator=generator()).terms) == 3
+
+
+@given(start=st.floats(0, 0.99), ramp=st.floats(0, 1), weight=st.floats(0.01, 10), progress=st.floats(0, 1))
+def test_weight_schedule(start, ramp, weight, progress):
+    term = Consistency(weight, start, ramp)
+    at = term.weight_at(progress)
+    if progress < start:
+        assert at == 0
+    elif progress >= start + ramp + 1e-9:
+        assert at == weight
+    else:
+        assert at == pytest.approx(weight * min(1, (progress - start) / ramp if ramp else 1))
+
+
+def test_terms_that_are_off_cost_nothing():
+    objective = Objective(replay=PosteriorReplay(start=0.5), consistency=Consistency(start=0.7))
+    x_n, sigma_n = noisy_data(8)
+
+    def at(progress: float) -> list[str]:
+        return list(objective(Exact(MIXTURE), x_n, sigma_n, progress=progress, generator=generator()).terms)
+
+    assert at(0.4) == ["ambient"] and objective.terms["replay"].written == 0
+    assert at(0.6) == ["ambient", "replay"]
+    assert at(1.0) == ["ambient", "consistency", "replay"]
+
+
+def test_bad_settings_are_refused():
+    for wrong in (dict(jump=1.0), dict(share=0.0), dict(substeps=0), dict(weight=-1.0), dict(start=1.0)):
+        with pytest.raises(UserError, match="needs"):
+            Consistency(**wrong)
+    with pytest.raises(UserError, match="refresh"):
+        PosteriorReplay(refresh=0.0)
+    x_n, sigma_n = noisy_data(4)
+    with pytest.raises(UserError, match="sigma_data"):
+        Objective()(Denoiser(MLP(2)), x_n, sigma_n)
+    with pytest.raises(UserError, match="below the levels' sigma_max"):
+        Objective(AmbientScoreMatching(LogUniform(0.01, 0.3)))(Exact(MIXTURE), x_n, sigma_n)
