@@ -8,7 +8,7 @@ noise of level 0.2. The exact denoiser of the clean data is known, so two number
 
 Every row trains the same network on the same points with the same number of steps, and the same batch.
 
-    python benchmarks/oracle.py --out docs/results/oracle.json
+    python benchmarks/oracle.py --out docs/results/ring.json
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ SPREAD = 0.1
 POINTS = 20_000
 BATCH = 512
 LEARNING_RATE = 4e-3
+START = 0.25  # ambient score matching settles quickly here
 LEVELS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
@@ -53,11 +54,11 @@ def objectives() -> dict[str, tuple[float, Objective]]:
         "clean data (ceiling)": (0.0, Objective(AmbientScoreMatching())),
         "naive (noisy as if clean)": (SIGMA_N, Objective(ScoreMatching())),
         "ambient": (SIGMA_N, Objective(AmbientScoreMatching())),
-        "ambient + consistency": (SIGMA_N, Objective(consistency=Consistency())),
-        "ambient + replay": (SIGMA_N, Objective(replay=PosteriorReplay())),
+        "ambient + consistency": (SIGMA_N, Objective(consistency=Consistency(start=START))),
+        "ambient + replay": (SIGMA_N, Objective(replay=PosteriorReplay(start=START))),
         "ambient + replay + consistency": (
             SIGMA_N,
-            Objective(consistency=Consistency(), replay=PosteriorReplay()),
+            Objective(consistency=Consistency(start=START), replay=PosteriorReplay(start=START)),
         ),
     }
 
@@ -120,14 +121,32 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def page(rows: list[dict], command: str) -> str:
+    """A page of the docs about the rows."""
+    first = rows[0]
+    return f"""# A ring of eight Gaussians
+
+Made by `{command}` on {first["device"]}.
+
+Every row trains an MLP of 3 x 256 units on {first["n"]:,} points, {first["steps"]:,} steps of {first["batch"]},
+seed {first["seed"]}; it is evaluated on 20,000 fresh points a level and 10,000 full samples. Noisy rows see the
+data (standard deviation {SPREAD} around each centre) through noise of level {SIGMA_N} only. The spread is the root
+mean square distance to the nearest centre, per coordinate: 0.100 for clean data.
+
+{table(rows)}
+
+Where nothing is trained, below {SIGMA_N} in the row *ambient*, the network extrapolates and may be arbitrarily wrong.
+"""
+
+
 def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=4_000, help="optimiser steps of every row")
+    parser.add_argument("--steps", type=int, default=8_000, help="optimiser steps of every row")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", nargs="*", help="names of the rows to run; all when left out")
-    parser.add_argument("--out", type=Path, help="file for the rows as JSON; the table goes beside it as Markdown")
+    parser.add_argument("--out", type=Path, help="file for the rows as JSON; a page goes beside it as Markdown")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
@@ -149,7 +168,7 @@ def main() -> None:
                 "batch": BATCH,
                 **evaluate(ema, args.seed),
                 "seconds_per_step": round(seconds, 5),
-                "device": f"{platform.machine()}, {args.threads} thread(s)",
+                "device": f"{args.threads} {platform.machine()} core(s)",
                 "command": f"python benchmarks/oracle.py --steps {args.steps} --seed {args.seed}",
             }
         )
@@ -157,7 +176,7 @@ def main() -> None:
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(rows, indent=1) + "\n")
-        args.out.with_suffix(".md").write_text(table(rows) + "\n")
+        args.out.with_suffix(".md").write_text(page(rows, f"{rows[0]['command']} --out {args.out}"))
 
 
 if __name__ == "__main__":
