@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lightning_tweedie.callbacks.picture import first_items, unused
+from lightning_tweedie.callbacks.restoration_grid import restoration_panel
 from lightning_tweedie.data.batch import NoisyBatch
 from lightning_tweedie.errors import UserError
-from lightning_tweedie.metrics.features import resolve_extractor
+from lightning_tweedie.metrics.features import FeatureExtractor, resolve_extractor
 from lightning_tweedie.metrics.frechet import FrechetDistance
 from lightning_tweedie.metrics.restoration import psnr
-from lightning_tweedie.pictures import panel, save
+from lightning_tweedie.pictures import can_be_drawn, panel, save
 from lightning_tweedie.randomness import item_generator
 from lightning_tweedie.sampling import Ancestral, DPMSolverPP2M, Sampler, one_step, posterior_samples, sample
 
@@ -74,12 +74,20 @@ class Report(Callback):
         self.posterior_sampler = Ancestral() if posterior_sampler is None else posterior_sampler
         self.batch_size = batch_size
         self.seed = seed
-        self._metric: FrechetDistance | None = None
+        self._features: FeatureExtractor | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Looks for the extractor, so that what is missing is missed before training."""
-        if self.extractor is not None and self._metric is None and trainer.is_global_zero:
-            self._metric = FrechetDistance(resolve_extractor(self.extractor), sync_on_compute=False)
+        """Refuses what would fail after hours of training."""
+        data: Any = getattr(trainer, "datamodule", None)
+        if data is None or not can_be_drawn(data.shape) or (self.extractor is not None and len(data.shape) != 3):
+            raise UserError(
+                "Report draws images (1 or 3, H, W), or points (2,) with `extractor: null`, of a data module: change "
+                "its settings or remove it from trainer.callbacks"
+            )
+        if not data.val_dataloader():
+            raise UserError("Report restores held-out data and there are none: set data.holdout above 0")
+        if self.extractor is not None and self._features is None and trainer.is_global_zero:
+            self._features = resolve_extractor(self.extractor)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reports on a training that ran to its end."""
@@ -104,26 +112,32 @@ class Report(Callback):
 
         wanted = max(self.num_images, self.num_restored)
         held_out = first_items(list(islice(data.val_dataloader(), math.ceil(wanted / data.batch_size))), wanted)
-        restored, restoration = self._restore(denoiser, held_out, pl_module.device)
-        save(panel(restored, per_row=1, side=84), folder / "restoration.png")
-
-        samples = {"full samples": self._sample(denoiser, data.shape, None)}
-        if data.sigma_n > 0:
-            samples = {"truncated samples": self._sample(denoiser, data.shape, data.sigma_n), **samples}
-        columns = [(f"training data: noise of sigma {data.sigma_n:.3g}", held_out.x_n[:36])]
-        columns += [(name, images[:36]) for name, images in samples.items()]
+        restoration = self._restore(denoiser, held_out, pl_module.device, folder)
         reference = self._reference(data)
+        # One n for every set: distances at different n cannot be compared.
+        n = min(self.num_images, len(held_out.x_n), self.num_images if reference is None else len(reference))
+        samples = {"full samples": self._sample(denoiser, data.shape, None, n)}
+        if data.sigma_n > 0:
+            samples = {"truncated samples": self._sample(denoiser, data.shape, data.sigma_n, n), **samples}
+        shown = 36 if len(data.shape) == 3 else n
+        columns = [(f"noisy data, sigma {data.sigma_n:.3g}", held_out.x_n), *samples.items()]
         if reference is not None:
-            columns.append(("clean data, never trained on", reference[:36]))
-        save(panel(columns, per_row=6, side=48), folder / "samples.png")
+            columns.append(("clean data, never trained on", reference))
+        picture = panel([(title, images[:shown]) for title, images in columns], per_row=6, side=48)
+        save(picture, folder / "samples.png")
 
-        distances = self._distances(held_out, samples, reference)
-        table = "\n".join([*_table("PSNR, dB", restoration), "", *_table(self._title(), distances)]).strip() + "\n"
+        distances = self._distances(held_out, samples, reference, n)
+        title = f"Frechet distance to clean data ({self.extractor}, n = {n})"
+        table = "\n".join([*_table("PSNR, dB", restoration), "", *_table(title, distances)]).strip() + "\n"
         facts = {
             "step": trainer.global_step,
             "sigma_n": float(data.sigma_n),
-            "psnr": {"values": restoration, "n": min(self.num_restored, len(held_out.x_n)), "draws": self.draws},
-            "frechet_distance": {"values": distances, **self._facts(reference)},
+            "psnr": {
+                "values": restoration,
+                "n": min(self.num_restored, int((held_out.sigma_n > 0).sum())),
+                "draws": self.draws,
+            },
+            "frechet_distance": {"values": distances, "n": n, **self._facts()},
             "sampler": {"name": self.sampler.name, "steps": self.sampler.steps, "seed": self.seed},
             "posterior_sampler": {"name": self.posterior_sampler.name, "steps": self.posterior_sampler.steps},
             "ema_half_life": pl_module.ema.half_lives[0],  # type: ignore[union-attr, index]
@@ -133,64 +147,45 @@ class Report(Callback):
         (folder / "report.json").write_text(json.dumps(facts, indent=1) + "\n")
         print(f"\n{table}\nPictures and figures: {folder}")
 
-    def _restore(
-        self, denoiser: Any, held_out: NoisyBatch, device: torch.device
-    ) -> tuple[list[tuple[str, Tensor]], dict[str, float]]:
-        """Columns of the picture, and PSNR of each estimate where clean references exist."""
-        n = self.num_restored
-        x_n, sigma_n = held_out.x_n[:n], held_out.sigma_n[:n]
-        estimate = torch.cat([one_step(denoiser, x, s).cpu() for x, s in self._batches(x_n, sigma_n, device=device)])
-        draws = torch.cat(
-            [
+    def _restore(self, denoiser: Any, held_out: NoisyBatch, device: torch.device, folder: Path) -> dict[str, float]:
+        """Draws restored items; PSNR of each estimate where clean references exist."""
+        noisy = (held_out.sigma_n > 0).nonzero()[: self.num_restored, 0]
+        if held_out.sigma_n.ndim > 1 or len(noisy) == 0:
+            return {}
+        x_n, sigma_n, index = (x[noisy] for x in held_out[:3])
+        estimates, draws = [], []
+        parts = zip(*(t.split(self.batch_size) for t in (x_n.to(device), sigma_n.to(device), index)), strict=True)
+        for x, sigma, numbers in tqdm(list(parts), desc="restorations", leave=False):
+            estimates.append(one_step(denoiser, x, sigma).cpu())
+            indices = numbers.tolist()
+            draws.append(
                 posterior_samples(
-                    denoiser,
-                    x,
-                    s,
-                    self.draws,
-                    self.posterior_sampler,
-                    seed=self.seed,
-                    indices=range(start, start + len(x)),
+                    denoiser, x, sigma, self.draws, self.posterior_sampler, seed=self.seed, indices=indices
                 ).cpu()
-                for start, (x, s) in zip(
-                    range(0, n, self.batch_size),
-                    self._batches(x_n, sigma_n, device=device, name="posterior"),
-                    strict=False,
-                )
-            ],
-            dim=1,
-        )
-        mean, spread = draws.mean(0), draws.std(0)
-        show = 8
-        columns = [
-            ("noisy input", x_n),
-            ("one-step estimate", estimate),
-            ("one posterior draw", draws[0]),
-            (f"mean of {self.draws} draws", mean),
-        ]
-        restoration = {}
-        if held_out.x_0 is not None:
-            x_0 = held_out.x_0[:n]
-            names = ("noisy input", "one-step estimate", "one posterior draw", f"mean of {self.draws} posterior draws")
-            for name, (_, images) in zip(names, columns, strict=True):
-                restoration[name] = round(float(psnr(images, x_0).mean()), 2)
-        if x_n.ndim == 4:
-            # Black where the draws agree, white where they differ by half the range.
-            columns.append(("std of draws", 4 * spread - 1))
-        if held_out.x_0 is not None:
-            columns.append(("clean reference", held_out.x_0[:n]))
-        return [(title, images[:show] if images.ndim == 4 else images) for title, images in columns], restoration
+            )
+        estimate, drawn = torch.cat(estimates), torch.cat(draws, dim=1)
+        x_0 = None if held_out.x_0 is None else held_out.x_0[noisy]
+        shown = slice(8 if x_n.ndim == 4 else None)
+        picture = restoration_panel(x_n[shown], estimate[shown], drawn[:, shown], None if x_0 is None else x_0[shown])
+        save(picture, folder / "restoration.png")
+        if x_0 is None:
+            return {}
+        columns = {
+            "noisy input": x_n,
+            "one-step estimate": estimate,
+            "one posterior draw": drawn[0],
+            f"mean of {self.draws} posterior draws": drawn.mean(0),
+        }
+        return {name: round(float(psnr(images, x_0).mean()), 2) for name, images in columns.items()}
 
-    def _sample(self, denoiser: Any, shape: tuple[int, ...], stop: float | None) -> Tensor:
-        name = "samples" if stop is None else "truncated samples"
-        batches = [
-            range(i, min(i + self.batch_size, self.num_images)) for i in range(0, self.num_images, self.batch_size)
-        ]
-        return torch.cat(
-            [
-                sample(denoiser, (len(b), *shape), self.sampler, seed=self.seed, indices=b, truncate_at=stop).cpu()
-                for b in tqdm(batches, desc=name, leave=False)
-            ]
-        )
+    def _sample(self, denoiser: Any, shape: tuple[int, ...], stop: float | None, n: int) -> Tensor:
+        name = "full samples" if stop is None else "truncated samples"
+        parts = []
+        for indices in tqdm(torch.arange(n).split(self.batch_size), desc=name, leave=False):
+            size = (len(indices), *shape)
+            part = sample(denoiser, size, self.sampler, seed=self.seed, indices=indices.tolist(), truncate_at=stop)
+            parts.append(part.cpu())
+        return torch.cat(parts)
 
     def _reference(self, data: Any) -> Tensor | None:
         """As many clean training images, picked by the seed."""
@@ -201,47 +196,26 @@ class Report(Callback):
         return torch.stack([reference[int(i)] for i in chosen])
 
     def _distances(
-        self, held_out: NoisyBatch, samples: dict[str, Tensor], reference: Tensor | None
+        self, held_out: NoisyBatch, samples: dict[str, Tensor], reference: Tensor | None, n: int
     ) -> dict[str, float]:
         """Distance of each set to the reference."""
-        if self._metric is None or reference is None or held_out.x_0 is None:
+        if self._features is None or reference is None or held_out.x_0 is None:
             return {}
         sets = {"noisy data": held_out.x_n, **samples, "held-out clean data": held_out.x_0}
-        update: Callable[[Tensor, bool], None] = self._metric.update
-        total = len(reference) + sum(len(images[: self.num_images]) for images in sets.values())
         distances = {}
-        with tqdm(total=total, desc="features", unit="image", leave=False) as bar:
-
-            def see(images: Tensor, real: bool) -> None:
-                for part in images.split(self.batch_size):
-                    update(part, real)
+        metric = FrechetDistance(self._features, sync_on_compute=False)
+        with tqdm(total=n * (1 + len(sets)), desc="features", unit="image", leave=False) as bar:
+            for name, images in {"reference": reference, **sets}.items():
+                metric.reset()  # keeps the reference
+                for part in images[:n].split(self.batch_size):
+                    metric.update(part, real=name == "reference")
                     bar.update(len(part))
-
-            see(reference, True)
-            for name, images in sets.items():
-                self._metric.reset()
-                see(images[: self.num_images], False)
-                distances[name] = round(float(self._metric.compute()), 2)
+                if name != "reference":
+                    distances[name] = round(float(metric.compute()), 2)
         return distances
 
-    def _batches(self, *tensors: Tensor, device: torch.device, name: str | None = None) -> Iterator[tuple[Tensor, ...]]:
-        parts = list(zip(*(t.split(self.batch_size) for t in tensors), strict=True))
-        for part in tqdm(parts, desc=name, leave=False, disable=name is None):
-            yield tuple(t.to(device) for t in part)
-
-    def _title(self) -> str:
-        return f"Frechet distance to clean data ({self.extractor}, n = {self.num_images})"
-
-    def _facts(self, reference: Tensor | None) -> dict[str, Any]:
-        if self._metric is None or reference is None:
-            return {}
-        network = self._metric.extractor
-        return {
-            "n": self.num_images,
-            "n_reference": len(reference),
-            "extractor": network.name,
-            "digest": network.digest,
-        }
+    def _facts(self) -> dict[str, Any]:
+        return {} if self._features is None else {"extractor": self._features.name, "digest": self._features.digest}
 
 
 def _table(title: str, values: dict[str, float]) -> list[str]:
