@@ -73,6 +73,7 @@ class TweedieModule(LightningModule):
         self.metrics = nn.ModuleDict(
             {f"{stage}/{name}": MeanMetric() for stage in ("val", "test") for name in ("psnr_noisy", "psnr_one_step")}
         )
+        self._given_sigma_data = float(denoiser.sigma_data) if denoiser.has_sigma_data else None
         self._data: dict[str, Any] = {}
         self._optimizer_settings: list[dict[str, Any]] = []
 
@@ -164,14 +165,17 @@ class TweedieModule(LightningModule):
             micro_batch=batch_idx,
             device=self.device,
         )
-        losses: Losses = self.objective(
-            self.denoiser,
-            batch.x_n,
-            batch.sigma_n,
-            teacher=self.eval_denoiser,
-            progress=self.progress,
-            generator=generator,
-        )
+        # Dropout draws from torch's global state: for the time of the step that is a function of the same key.
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(generator.initial_seed())
+            losses: Losses = self.objective(
+                self.denoiser,
+                batch.x_n,
+                batch.sigma_n,
+                teacher=self.eval_denoiser,
+                progress=self.progress,
+                generator=generator,
+            )
         if not bool(torch.isfinite(losses.total)):
             raise FloatingPointError(_diagnosis(losses, batch, self.trainer.global_step))
         self._log_losses(losses, len(batch.x_n))
@@ -183,8 +187,10 @@ class TweedieModule(LightningModule):
             self.log(f"train/{name}", value, batch_size=batch_size)
         if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             for name, (level, loss) in losses.per_item.items():
-                for band, value in by_band(level, loss).items():
-                    self.log(f"train/{name}/{band}", value, batch_size=batch_size)
+                bands = {f"train/{name}/{band}": float(value) for band, value in by_band(level, loss).items()}
+                # Straight to the loggers: self.log would repeat the last value of a band that is empty this time.
+                for logger in self.loggers:
+                    logger.log_metrics(bands, step=self.trainer.global_step)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
         """One optimiser step, after which the averages move (accumulated batches count once)."""
@@ -230,20 +236,41 @@ class TweedieModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another network with one sentence instead of a list of tensors."""
-        theirs, ours = checkpoint.get(CHECKPOINT_KEY, {}).get("denoiser"), to_config(self.denoiser)
-        if theirs is None:
+        content, ours = checkpoint.get(CHECKPOINT_KEY, {}).get("denoiser"), to_config(self.denoiser)
+        if content is None:
             raise UserError("the checkpoint was not made by this library's TweedieModule: give one that was")
-        theirs, ours = _settings(theirs["init_args"]["backbone"]), _settings(ours["init_args"]["backbone"])
-        for key in sorted({*theirs, *ours}):
+        theirs, ours = _settings(content), _settings(ours)
+        for key in sorted({*theirs, *ours} - {"sigma_data"}):
             if theirs.get(key) != ours.get(key):
                 raise UserError(
                     f"the checkpoint holds another network: its {key} is {theirs.get(key)}, here it is "
                     f"{ours.get(key)}; use the configuration of the run that made it"
                 )
+        given = self._given_sigma_data
+        if given is not None and not math.isclose(given, theirs["sigma_data"], rel_tol=1e-6):
+            raise UserError(
+                f"sigma_data = {given:g} differs from {theirs['sigma_data']} in the checkpoint, whose network is scaled by "
+                "it: leave it out"
+            )
+        state = checkpoint["state_dict"]
+        averages = 1 + max(int(key.split(".")[2]) for key in state if key.startswith("ema.averages."))
+        if averages != len(self.ema.half_lives):
+            raise UserError(
+                f"ema.half_lives = {self.ema.half_lives} names another number of averages than the {averages} in the "
+                "checkpoint: give as many"
+            )
+        # Terms may come and go between runs: one that is new starts with an empty buffer.
+        ours_state = self.objective.state_dict(prefix="objective.")
+        for key in [key for key in state if key.startswith("objective.") and key not in ours_state]:
+            del state[key]
+        for key, value in ours_state.items():
+            state.setdefault(key, value)
 
 
-def _settings(config: dict[str, Any]) -> dict[str, Any]:
-    return {"class_path": config["class_path"], **config["init_args"]}
+def _settings(denoiser: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a denoiser and its backbone, flat."""
+    backbone, sigma_data = denoiser["init_args"]["backbone"], denoiser["init_args"]["sigma_data"]
+    return {"class_path": backbone["class_path"], **backbone["init_args"], "sigma_data": sigma_data}
 
 
 def by_band(level: Tensor, loss: Tensor) -> dict[str, Tensor]:

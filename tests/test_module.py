@@ -137,6 +137,57 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does(tmp_path, accumulat
     )
 
 
+class Dropping(nn.Module):
+    """A network with dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = MLP(2, width=16)
+        self.dropout = nn.Dropout(0.3)
+
+    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+        return self.inner(self.dropout(x), c_noise)
+
+
+def test_dropout_is_resumed_bit_by_bit_and_leaves_the_global_state_alone(tmp_path):
+    path = tmp_path / "middle.ckpt"
+    runs = [make_module(denoiser=Denoiser(Dropping())) for _ in range(2)]
+    make_trainer(tmp_path, callbacks=[SaveAt(10, path)]).fit(runs[0], Toy())
+    torch.manual_seed(123)  # a process that has drawn other numbers so far
+    before = torch.get_rng_state()
+    make_trainer(tmp_path).fit(runs[1], Toy(), ckpt_path=path)
+    assert_equal(runs[0].state_dict(), runs[1].state_dict())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_terms_may_come_and_go_when_a_run_is_resumed(tmp_path):
+    """Ambient first, replay from its checkpoint on, and back: each term starts empty or is dropped."""
+    ambient = tmp_path / "ambient.ckpt"
+    make_trainer(tmp_path, callbacks=[SaveAt(10, ambient)]).fit(make_module(objective=Objective()), Toy())
+    more = make_module(objective=Objective(replay=PosteriorReplay(start=0.1, steps=3)))
+    replayed = make_trainer(tmp_path)
+    replayed.fit(more, Toy(), ckpt_path=ambient)
+    assert replayed.global_step == 20 and more.objective.terms["replay"].written == 8 + 9
+    replayed.save_checkpoint(tmp_path / "replayed.ckpt")
+    less = make_module(objective=Objective())
+    make_trainer(tmp_path, max_steps=25).fit(less, Toy(), ckpt_path=tmp_path / "replayed.ckpt")
+    assert less.ema.steps == 25
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"ema": EMA([5.0, 50.0])}, r"another number of averages than the 1 in the checkpoint"),
+        ({"denoiser": Denoiser(MLP(2, width=16), sigma_data=0.7)}, r"sigma_data = 0.7 differs from 0.5"),
+    ],
+)
+def test_what_a_checkpoint_decides_cannot_be_changed_in_silence(tmp_path, changes, sentence):
+    path = tmp_path / "middle.ckpt"
+    make_trainer(tmp_path, callbacks=[SaveAt(10, path)]).fit(make_module(), Toy())
+    with pytest.raises(UserError, match=sentence):
+        make_trainer(tmp_path).fit(make_module(**changes), Toy(), ckpt_path=path)
+
+
 def two_halves(data: Toy, ranks: tuple[int, int]) -> TweedieModule:
     """One gradient step of one process over both halves of the data, each with the noise of a given rank."""
     module = make_module(objective=Objective(AmbientScoreMatching(), Consistency(start=0)))

@@ -179,22 +179,39 @@ def test_two_draws_are_unbiased_where_a_squared_mean_is_not():
     assert_mean((sum(off) / draws) ** 2, gain_s**2 * s**2 * (1 - s**2 / t**2) / draws)
 
 
+def filled_before(sigma_n: Tensor, **settings: object) -> PosteriorReplay:
+    """Replay with room for the noisy items of one batch, as if the buffer had been full already."""
+    term = PosteriorReplay(start=0, capacity=int((sigma_n.reshape(len(sigma_n), -1) > 0).any(1).sum()), **settings)
+    term.written = term.capacity
+    return term
+
+
 @pytest.mark.parametrize("kind", NOISE)
 def test_replayed_data_have_the_clean_law(kind):
     """Posterior draws of noisy data, all together, are draws of the clean distribution."""
     x_n, sigma_n = noisy_data(6000, kind, GAUSSIAN)
-    term = PosteriorReplay(start=0, capacity=6000, steps=100)
+    term = filled_before(sigma_n, steps=100)
     term.query(Step(x_n, sigma_n, GAUSSIAN, torch.tensor(0.5), generator()))
-    assert_law(
-        term.draws[: term.written], GAUSSIAN.mean, GAUSSIAN.axes @ torch.diag(GAUSSIAN.variances) @ GAUSSIAN.axes.T
-    )
+    assert_law(term.draws, GAUSSIAN.mean, GAUSSIAN.axes @ torch.diag(GAUSSIAN.variances) @ GAUSSIAN.axes.T)
+
+
+def test_expectations_stand_in_for_draws_while_the_buffer_fills():
+    x_n, sigma_n = noisy_data(40, oracle=GAUSSIAN)
+    term = PosteriorReplay(start=0, capacity=60, refresh=1)
+    term.query(Step(x_n, sigma_n, GAUSSIAN, torch.tensor(0.5), generator()))
+    expectation = GAUSSIAN(x_n, sigma_n)
+    assert torch.equal(term.draws[:40], expectation)
+    term.query(Step(x_n, sigma_n, GAUSSIAN, torch.tensor(0.5), generator()))
+    assert torch.equal(term.draws[40:], expectation[:20]) and term.written == 80
+    term.query(Step(x_n, sigma_n, GAUSSIAN, torch.tensor(0.5), generator()))
+    assert not torch.equal(term.draws[20:60], expectation)
 
 
 @pytest.mark.parametrize("perturbation", PERTURBATIONS)
 def test_the_exact_denoiser_is_a_fixed_point_of_replay(perturbation):
     """With the exact denoiser as teacher it is the minimum of the next step's loss."""
     x_n, sigma_n = noisy_data(6000)
-    first, second = slope(PosteriorReplay(start=0, capacity=6000, steps=100, share=1), perturbation, x_n, sigma_n)
+    first, second = slope(filled_before(sigma_n, steps=100, share=1), perturbation, x_n, sigma_n)
     assert_mean(first, 0.0)
     assert (second >= 0).all()
 
@@ -233,6 +250,7 @@ def everything() -> Objective:
 
 def test_a_step_has_one_forward_pass_with_gradient():
     denoiser, calls = Denoiser(MLP(2, width=16), sigma_data=0.5), []
+    torch.nn.init.ones_(denoiser.backbone.net[-1].weight)  # zero, its start, would hide the layers before it
     denoiser.backbone.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
     x_n, sigma_n = noisy_data(32)
     losses = everything()(denoiser, x_n.float(), sigma_n.float(), generator=generator())

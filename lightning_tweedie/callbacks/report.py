@@ -78,6 +78,8 @@ class Report(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses what would fail after hours of training."""
+        if stage not in ("fit", "test"):
+            return
         data: Any = getattr(trainer, "datamodule", None)
         if data is None or not can_be_drawn(data.shape) or (self.extractor is not None and len(data.shape) != 3):
             raise UserError(
@@ -126,7 +128,7 @@ class Report(Callback):
         picture = panel([(title, images[:shown]) for title, images in columns], per_row=6, side=48)
         save(picture, folder / "samples.png")
 
-        distances = self._distances(held_out, samples, reference, n)
+        distances = self._distances(held_out, samples, reference, n, pl_module.device)
         title = f"Frechet distance to clean data ({self.extractor}, n = {n})"
         table = "\n".join([*_table("PSNR, dB", restoration), "", *_table(title, distances)]).strip() + "\n"
         facts = {
@@ -138,8 +140,8 @@ class Report(Callback):
                 "draws": self.draws,
             },
             "frechet_distance": {"values": distances, "n": n, **self._facts()},
-            "sampler": {"name": self.sampler.name, "steps": self.sampler.steps, "seed": self.seed},
-            "posterior_sampler": {"name": self.posterior_sampler.name, "steps": self.posterior_sampler.steps},
+            "sampler": {**_solver(self.sampler), "seed": self.seed},
+            "posterior_sampler": _solver(self.posterior_sampler),
             "ema_half_life": pl_module.ema.half_lives[0],  # type: ignore[union-attr, index]
             "device": str(pl_module.device),
         }
@@ -196,19 +198,19 @@ class Report(Callback):
         return torch.stack([reference[int(i)] for i in chosen])
 
     def _distances(
-        self, held_out: NoisyBatch, samples: dict[str, Tensor], reference: Tensor | None, n: int
+        self, held_out: NoisyBatch, samples: dict[str, Tensor], reference: Tensor | None, n: int, device: torch.device
     ) -> dict[str, float]:
         """Distance of each set to the reference."""
         if self._features is None or reference is None or held_out.x_0 is None:
             return {}
         sets = {"noisy data": held_out.x_n, **samples, "held-out clean data": held_out.x_0}
         distances = {}
-        metric = FrechetDistance(self._features, sync_on_compute=False)
+        metric = FrechetDistance(self._features, sync_on_compute=False).to(device)
         with tqdm(total=n * (1 + len(sets)), desc="features", unit="image", leave=False) as bar:
             for name, images in {"reference": reference, **sets}.items():
                 metric.reset()  # keeps the reference
                 for part in images[:n].split(self.batch_size):
-                    metric.update(part, real=name == "reference")
+                    metric.update(part.to(device), real=name == "reference")
                     bar.update(len(part))
                 if name != "reference":
                     distances[name] = round(float(metric.compute()), 2)
@@ -216,6 +218,10 @@ class Report(Callback):
 
     def _facts(self) -> dict[str, Any]:
         return {} if self._features is None else {"extractor": self._features.name, "digest": self._features.digest}
+
+
+def _solver(sampler: Sampler) -> dict[str, Any]:
+    return {"name": sampler.name, "steps": sampler.steps, "nfe": sampler.evaluations(sampler.steps)}
 
 
 def _table(title: str, values: dict[str, float]) -> list[str]:

@@ -86,10 +86,18 @@ class PosteriorReplay(Term):
         return max(self.sigma_min, self.levels.sigma_min)
 
     def draw(self, step: Step, rows: Tensor) -> Tensor:
-        """Posterior draws ``p(x_0 | x_n)`` for some rows of the batch, by the teacher."""
+        """Posterior draws ``p(x_0 | x_n)`` for some rows of the batch, by the teacher.
+
+        While the buffer fills for the first time the teacher knows nothing of the levels that a draw has to pass,
+        and would leave noise behind of which expectation maximisation rids itself only slowly. Until then the
+        expectation ``E[x_0 | x_n]`` stands in for a draw: the ambient term teaches it.
+        """
         level = step.item_level[rows].clamp(min=self.sigma_min)
         # Noise that differs between pixels is first made equal; otherwise this adds nothing.
         x = perturb(step.x_n[rows], step.sigma_n[rows], level, step.noise)
+        if self.written < self.capacity:
+            with torch.no_grad():
+                return step.teacher(x, level)
         grid = edm_levels(self.steps, self.sigma_min, level)
         x = reverse_chain(step.teacher, x, grid, step.noise)
         with torch.no_grad():

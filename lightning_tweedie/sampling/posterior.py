@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_tweedie.denoiser import Denoiser
+from lightning_tweedie.errors import UserError
 from lightning_tweedie.randomness import SampleNoise
 from lightning_tweedie.sampling.samplers import Ancestral, Sampler
 from lightning_tweedie.tweedie import expand
@@ -23,7 +24,15 @@ def one_step(denoiser: Denoiser, x_n: Tensor, sigma_n: Tensor | float) -> Tensor
         denoiser: A trained denoiser.
         x_n: Noisy data ``(B, *shape)``.
         sigma_n: Their level, a number or ``(B,)``, ``>= 0``.
+
+    Raises:
+        UserError: if the level differs between pixels: the denoiser knows white noise only.
     """
+    if isinstance(sigma_n, Tensor) and sigma_n.ndim > 1:
+        raise UserError(
+            "restoration needs one sigma per item, not a map: raise the noise to its largest level with "
+            "lightning_tweedie.kernels.perturb first"
+        )
     sigma = torch.as_tensor(sigma_n, dtype=x_n.dtype, device=x_n.device).expand(len(x_n))
     # At sigma = 0 the scalings divide by zero; such an item needs no denoising.
     estimate = denoiser(x_n, torch.where(sigma > 0, sigma, torch.ones_like(sigma)))
