@@ -19,8 +19,8 @@ __all__ = ["CHECKPOINT_KEY", "TrainedDenoiser", "load_denoiser", "read_checkpoin
 CHECKPOINT_KEY = "lightning_tweedie"
 """Where a checkpoint keeps what sampling and restoration need besides the weights."""
 
-AVERAGE = "ema.averages.0."
-"""What the names of the first weight average begin with in a checkpoint's ``state_dict``."""
+AVERAGES = "ema.averages."
+"""What the names of the weight averages begin with in a checkpoint's ``state_dict``, before their number."""
 
 
 @dataclass
@@ -28,7 +28,7 @@ class TrainedDenoiser:
     """What a checkpoint has to say about images.
 
     Attributes:
-        denoiser: The first weight average, in evaluation mode.
+        denoiser: A weight average, in evaluation mode.
         shape: Shape of one datum.
         sigma_n: Largest noise level of the training data, on the scale of the data.
     """
@@ -70,7 +70,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def load_denoiser(
-    path: str | os.PathLike[str], allow: Sequence[str] = (), device: torch.device | str = "cpu"
+    path: str | os.PathLike[str], allow: Sequence[str] = (), device: torch.device | str = "cpu", average: int = 0
 ) -> TrainedDenoiser:
     """Builds the denoiser that a checkpoint describes, with its averaged weights.
 
@@ -78,14 +78,28 @@ def load_denoiser(
         path: A local file.
         allow: Packages besides this library from which network classes may be taken.
         device: Where the weights are put.
+        average: Which weight average, in the order of ``EMA.half_lives``.
 
     Raises:
-        UserError: The checkpoint cannot be used, or names a class of a package that is not allowed.
+        UserError: The checkpoint cannot be used or has no such average, or names a class of a package that is not
+            allowed.
     """
     checkpoint = read_checkpoint(path)
     content = checkpoint[CHECKPOINT_KEY]
-    weights = {k.removeprefix(AVERAGE): v for k, v in checkpoint["state_dict"].items() if k.startswith(AVERAGE)}
+    averaged = {k.removeprefix(AVERAGES): v for k, v in checkpoint["state_dict"].items() if k.startswith(AVERAGES)}
+    count = len({name.partition(".")[0] for name in averaged})
+    if not 0 <= average < count:
+        raise UserError(
+            f"average = {average} does not exist: {str(path)!r} holds {count} averages of the weights, counted from 0"
+        )
+    chosen = f"{average}."
+    weights = {k.removeprefix(chosen): v for k, v in averaged.items() if k.startswith(chosen)}
     try:
+        if not {"shape", "sigma_n"} <= set(content):
+            raise UserError(
+                f"the checkpoint {str(path)!r} does not say what its data look like, because it was trained without a "
+                "NoisyDataModule: train with one, or load its state_dict into a network of your own"
+            )
         denoiser = from_config(content["denoiser"], allow)
         denoiser.load_state_dict(weights)
         trained = TrainedDenoiser(denoiser, tuple(content["shape"]), float(content["sigma_n"]))  # type: ignore[arg-type]

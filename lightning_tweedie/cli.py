@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from argparse import ArgumentError
 from collections.abc import Sequence
@@ -49,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, or 2 after a mistake in the input, which is told in one sentence.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    if {"-h", "--help"} & {*argv} and hasattr(signal, "SIGPIPE"):
+        # A reader that has seen enough, such as `head`, ends this process quietly, as it does other commands.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
         return 0 if argv else FAILED

@@ -418,6 +418,8 @@ class Images(NoisyDataModule):
         self, root: str, train_dir: str = "", test_dir: str | None = None, channels: int = 3, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
+        if channels not in (1, 3):
+            raise UserError(f"data.channels = {channels} is neither 1 (grey) nor 3 (colour)")
         self.root = root
         self.train_dir = train_dir
         self.test_dir = test_dir
@@ -425,11 +427,14 @@ class Images(NoisyDataModule):
 
     def _images(self, folder: str) -> ItemSet:
         path = Path(self.root).expanduser()
-        if path.is_file():
-            return ImageArchive(path, folder, self.channels)
         if not path.exists():
             raise UserError(f"data.root = {self.root!r} does not exist: give a folder of images or an archive of them")
-        return ImageFolder(path / folder, self.channels)
+        try:
+            if path.is_file():
+                return ImageArchive(path, folder, self.channels)
+            return ImageFolder(path / folder, self.channels)
+        except UserError as error:
+            raise UserError(f"data.root = {self.root!r}: {error}") from None
 
     def train_set(self) -> ItemSet:
         """The images below ``train_dir``."""

@@ -14,7 +14,10 @@ from torch import Tensor
 
 from lightning_tweedie.tweedie import expand
 
-__all__ = ["Noise", "normal_like", "perturb", "reverse_chain", "reverse_step"]
+__all__ = ["DenoiserLike", "Noise", "normal_like", "perturb", "reverse_chain", "reverse_step"]
+
+DenoiserLike = Callable[[Tensor, Tensor], Tensor]
+"""Maps points ``(B, *shape)`` and levels ``(B,)`` to ``E[x_0 | x]``."""
 
 Noise = Callable[[Tensor], Tensor]
 """A source of standard normal numbers: given a batch, it returns fresh noise of its shape."""
@@ -65,7 +68,7 @@ def reverse_step(x_t: Tensor, x0: Tensor, sigma_t: Tensor | float, sigma_s: Tens
 
 
 @torch.no_grad()
-def reverse_chain(denoiser: Callable[[Tensor, Tensor], Tensor], x: Tensor, levels: Tensor, noise: Noise) -> Tensor:
+def reverse_chain(denoiser: DenoiserLike, x: Tensor, levels: Tensor, noise: Noise) -> Tensor:
     """Runs the reverse process through ``levels`` with the denoiser's own estimates.
 
     Args:

@@ -113,7 +113,9 @@ class TweedieModule(LightningModule):
                 answer = probe(x, 1.0)
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
-            raise UserError(f"the network does not take data of shape {shape} ({reason}): adapt it") from error
+            raise UserError(
+                f"the network does not take data of shape {shape} ({reason}): adapt its settings"
+            ) from error
         if answer.shape != x.shape:
             raise UserError(f"the network turns shape {shape} into {tuple(answer.shape[1:])}: they must be equal")
 
@@ -249,8 +251,8 @@ class TweedieModule(LightningModule):
         given = self._given_sigma_data
         if given is not None and not math.isclose(given, theirs["sigma_data"], rel_tol=1e-6):
             raise UserError(
-                f"sigma_data = {given:g} differs from {theirs['sigma_data']} in the checkpoint, whose network is scaled by "
-                "it: leave it out"
+                f"sigma_data = {given:g} differs from {theirs['sigma_data']} in the checkpoint, by which its network is "
+                "scaled: leave it out"
             )
         state = checkpoint["state_dict"]
         averages = 1 + max(int(key.split(".")[2]) for key in state if key.startswith("ema.averages."))

@@ -89,9 +89,6 @@ class SampleNoise:
         self.device = torch.device(device)
         self._generators = [item_generator(seed, stream, int(i)) for i in indices]
 
-    def __len__(self) -> int:
-        return len(self._generators)
-
     def __call__(self, x: Tensor) -> Tensor:
         """Noise of the shape, dtype and device of ``x``, ``(B, *shape)``."""
         return self.normal(x.shape[1:]).to(x)

@@ -92,7 +92,7 @@ def has_gpu() -> bool:
 
 
 def answers(index: str) -> bool:
-    """Whether a package index answers within seconds; some machines reach no other host than their mirror."""
+    """Whether a package index answers within seconds; some machines are offline or behind a firewall."""
     try:
         with urllib.request.urlopen(f"{index}/torch/", timeout=5):
             return True

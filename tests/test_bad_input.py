@@ -105,7 +105,10 @@ def test_folders(refused: Callable[..., str], tmp_path: Path) -> None:
     assert "does not exist" in told
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert "holds no images" in refused("fit", config=folder_config(empty))
+    told = refused("fit", config=folder_config(empty))
+    assert "holds no images" in told
+    assert f"data.root = {str(empty)!r}" in told
+    assert "data.channels = 4" in refused("fit", config=folder_config(empty, channels=4))
 
 
 def test_one_corrupt_image_in_a_thousand(refused: Callable[..., str], tmp_path: Path) -> None:

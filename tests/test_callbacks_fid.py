@@ -16,7 +16,7 @@ import lightning_tweedie.callbacks.fid as fid_module
 from lightning_tweedie.callbacks import FID
 from lightning_tweedie.errors import UserError
 from lightning_tweedie.metrics.features import FeatureExtractor
-from lightning_tweedie.sampling import Heun
+from lightning_tweedie.sampling import Euler, Heun
 
 STD_DATA, STD_SAMPLES, SIGMA_N, SIDE = 0.3, 0.2, 0.4, 2
 """Reference images are white with one deviation, the denoiser is exact for white images of another."""
@@ -188,6 +188,29 @@ def test_every_other_validation_also_after_a_resumption(tmp_path: Path) -> None:
     callback.load_state_dict({"validations": 1})
     trainer(tmp_path, callback, max_epochs=3, num_sanity_val_steps=0).fit(Module(), datamodule=Data())
     assert [row["step"] for row in rows(tmp_path)] == [4, 4, 12, 12]
+
+
+@pytest.mark.parametrize(
+    "other", [{"num_images": 200}, {"seed": 1}, {"sampler": Heun(7)}, {"sampler": Euler(6)}], ids=str
+)
+def test_two_of_them(tmp_path: Path, other: dict[str, Any]) -> None:
+    one, two = fid(tmp_path), fid(tmp_path, **other)
+    assert one.state_key == fid(tmp_path).state_key != two.state_key
+    both = Trainer(callbacks=[one, two], accelerator="cpu", logger=False, enable_checkpointing=False)
+    # Lightning would log the mean of two values of one name.
+    with pytest.raises(UserError, match="two FID callbacks log 'fd_pixels'"):
+        both.validate(Module(), datamodule=Data())
+
+
+def test_two_extractors(tmp_path: Path) -> None:
+    one, two = fid(tmp_path), FID("others", num_images=300, sampler=Heun(6), cache_dir=str(tmp_path / "cache"))
+    run = Trainer(default_root_dir=tmp_path, callbacks=[one, two], accelerator="cpu", logger=False, max_epochs=1)
+    run.fit(Module(), datamodule=Data())
+    assert {row["key"]: row["value"] for row in rows(tmp_path)}.keys() <= run.callback_metrics.keys()
+    assert run.callback_metrics["fd_pixels"] == run.callback_metrics["fd_others"]
+    (ckpt,) = tmp_path.rglob("*.ckpt")
+    states = torch.load(ckpt, weights_only=True)["callbacks"]
+    assert states[one.state_key] == states[two.state_key] == {"validations": 1}
 
 
 @pytest.mark.parametrize(

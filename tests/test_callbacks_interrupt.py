@@ -62,11 +62,10 @@ def fit(folder: Path, *callbacks: Callback, ckpt: Path | None = None, **settings
     torch.manual_seed(0)
     result = folder / "result.pt"
     result.unlink(missing_ok=True)
+    settings = {"max_steps": 30, "check_val_every_n_epoch": 2, **settings}
     Trainer(
         default_root_dir=folder,
         callbacks=[*callbacks, Result(result), InterruptCheckpoint(str(folder))],
-        max_steps=30,
-        check_val_every_n_epoch=2,
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
@@ -111,6 +110,33 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path: Path) -
     assert stopped.value.exit_code == 143
     assert 5 < load(tmp_path / "interrupted.ckpt")["global_step"] < 30
     assert_same_end(fit(tmp_path, ckpt=tmp_path / "interrupted.ckpt", **two), fit(tmp_path, **two))
+
+
+class InLastValidation(Callback):
+    def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == 24:
+            told_to_stop()
+
+
+def test_a_signal_in_the_last_validation_is_heeded(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        fit(tmp_path, InLastValidation(), max_steps=24, val_check_interval=24, check_val_every_n_epoch=None)
+    assert stopped.value.code == 143
+    assert load(tmp_path / "interrupted.ckpt")["global_step"] == 24
+
+
+class Handler(Callback):
+    seen: Any = None
+
+    def on_fit_end(self, *_: Any) -> None:
+        self.seen = signal.getsignal(signal.SIGTERM)
+
+
+def test_after_the_training_the_signal_kills_as_ever(tmp_path: Path) -> None:
+    """Reports of a training take minutes."""
+    handler = Handler()
+    assert fit(tmp_path, handler)
+    assert handler.seen == signal.SIG_DFL
 
 
 def test_an_error_saves_too(tmp_path: Path) -> None:

@@ -101,6 +101,7 @@ def test_wandb_gets_the_very_picture(tmp_path: Path, monkeypatch: pytest.MonkeyP
         enable_model_summary=False,
     )
     run.fit(TweedieModule(Denoiser(MLP(2, width=8))), datamodule=Items((2,), sigma=0.3, batch_size=16, holdout=6))
+    run.logger.experiment.finish()  # type: ignore[union-attr]
     [(key, picture)] = sent
     assert key == "pictures/samples" and picture.dtype == np.uint8
     assert np.array_equal(np.asarray(Image.open(tmp_path / "pictures" / "samples" / "step_00000002.png")), picture)
@@ -125,3 +126,13 @@ def test_deviation_is_drawn_on_its_own_scale() -> None:
     quarters = deviation.reshape(2, 56, 2, 56, 3)
     assert (quarters.max((1, 3, 4)) == quarters.min((1, 3, 4))).all()
     assert quarters[:, 0, :, 0, 0].tolist() == [[255, 0], [0, 128]]
+
+
+@pytest.mark.parametrize(
+    "other", [{"seed": 1}, {"every_n_validations": 2}, {"sampler": Euler(3)}, {"sampler": Ancestral(2)}], ids=str
+)
+@pytest.mark.parametrize("kind", [SampleGrid, RestorationGrid])
+def test_two_of_a_kind(kind: type[SampleGrid | RestorationGrid], other: dict[str, Any]) -> None:
+    one, two = kind(sampler=Euler(2)), kind(**{"sampler": Euler(2), **other})
+    assert one.state_key == kind(sampler=Euler(2)).state_key != two.state_key
+    Trainer(callbacks=[one, two], accelerator="cpu", logger=False, enable_checkpointing=False)

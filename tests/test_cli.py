@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,11 @@ import torch
 import yaml
 from command_line import DIGITS, RING, assert_same_state, checkpoint, run
 from lightning import Callback, Trainer
+from lightning.pytorch.accelerators import CPUAccelerator, MPSAccelerator
 
 from lightning_tweedie.cli import main
 from lightning_tweedie.commands.parse_error import one_sentence
+from lightning_tweedie.commands.training import TrainingCLI
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -190,6 +193,22 @@ def test_an_interrupted_run_saves_its_state_and_fails(tmp_path: Path, signal: in
         assert_same_state(*(tmp_path / f"runs/ring/fit_{i}/checkpoints/last.ckpt" for i in (1, 2)))
 
 
+class InterruptCheck(Callback):
+    """Has the process interrupted in the sanity check."""
+
+    def on_validation_batch_start(self, trainer: Trainer, *args: object) -> None:
+        if trainer.sanity_checking:
+            os.kill(os.getpid(), 15)
+
+
+@pytest.mark.parametrize("batches", [2, 1], ids=["before its end", "in its last batch"])
+def test_a_run_interrupted_in_the_sanity_check_fails(tmp_path: Path, batches: int) -> None:
+    (tmp_path / "stop.yaml").write_text("trainer:\n  callbacks:\n    - class_path: test_cli.InterruptCheck\n")
+    options = "--config", str(tmp_path / "stop.yaml"), f"--trainer.num_sanity_val_steps={batches}"
+    assert run(tmp_path, "fit", *options) == 143
+    assert not (tmp_path / "runs/ring/fit_0/checkpoints/last.ckpt").exists()
+
+
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 def test_half_precision(tmp_path: Path, precision: str) -> None:
     assert run(tmp_path, "fit", "--trainer.precision", precision, config=DIGITS) == 0
@@ -213,6 +232,26 @@ def test_help_is_quick_and_needs_no_torch() -> None:
 def test_fast_dev_run_leaves_nothing(tmp_path: Path) -> None:
     assert run(tmp_path, "fit", "--trainer.fast_dev_run=true") == 0
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["sample", "--help"]])
+def test_nobody_reads_the_help(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "lightning_tweedie", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stderr
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == -signal.SIGPIPE
+
+
+@pytest.mark.parametrize("dev", ["true", "false"])
+def test_auto_is_not_apples_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dev: str) -> None:
+    """It has no float64."""
+    seen: list[object] = []
+    monkeypatch.setattr(MPSAccelerator, "is_available", staticmethod(lambda: True))
+    monkeypatch.setattr(TrainingCLI, "_run_subcommand", lambda self, _: seen.append(type(self.trainer.accelerator)))
+    assert run(tmp_path, "fit", "--trainer.accelerator=auto", f"--trainer.fast_dev_run={dev}") == 0
+    assert seen == [CPUAccelerator]
 
 
 def test_sentences_of_the_parser() -> None:

@@ -6,10 +6,18 @@ import numpy as np
 import pytest
 import torch
 from command_line import DIGITS, run
+from lightning import Trainer
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from lightning_tweedie.checkpoint import load_denoiser
 from lightning_tweedie.cli import main
+from lightning_tweedie.data.batch import NoisyBatch
+from lightning_tweedie.data.noisy import collate
+from lightning_tweedie.denoiser import Denoiser
+from lightning_tweedie.errors import UserError
+from lightning_tweedie.module import TweedieModule
+from lightning_tweedie.networks import MLP
 from lightning_tweedie.sampling import Ancestral, Heun, one_step, posterior_samples, sample
 
 
@@ -71,6 +79,48 @@ def test_nothing_is_overwritten_unasked(ckpt: Path, tmp_path: Path, capsys: pyte
     assert all(before[name] != after[name] for name in before)
 
 
+def test_fewer_samples_leave_no_earlier_ones(ckpt: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    samples(ckpt, out, "--num", "3")
+    for name in ("notes.txt", "001.png", "mine.png"):
+        (out / name).write_text("not of this command")
+    samples(ckpt, out, "--num", "1", "--overwrite", "true")
+    assert sorted(p.name for p in out.iterdir()) == [
+        "0000.png", "001.png", "grid.png", "mine.png", "notes.txt", "samples.npz",
+    ]  # fmt: skip
+
+
+def test_every_average_can_be_had(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    half_lives = "--model.ema=lightning_tweedie.ema.EMA", "--model.ema.init_args.half_lives=[0.5,2]"
+    # Without the shortened horizons of the first steps, in which both averages are the same.
+    assert run(tmp_path, "fit", *half_lives, "--model.ema.init_args.ramp_up=.inf", config=DIGITS) == 0
+    ckpt = tmp_path / "runs/digits/fit_0/checkpoints/last.ckpt"
+    weights = torch.load(ckpt, weights_only=True)["state_dict"]
+    for average in (0, 1):
+        for name, value in load_denoiser(ckpt, average=average).denoiser.state_dict().items():
+            assert torch.equal(value, weights[f"ema.averages.{average}.{name}"])
+    made = [samples(ckpt, tmp_path / str(i), "--num", "1", "--average", str(i)) for i in (0, 1)]
+    np.testing.assert_array_equal(
+        made[1], sample(load_denoiser(ckpt, average=1).denoiser, (1, 1, 28, 28), Heun(steps=4)).numpy()
+    )
+    assert not np.array_equal(*made)
+    given = ["--ckpt_path", str(ckpt), "--out", str(tmp_path / "out")]
+    for command in (["sample"], ["denoise", "--input", str(tmp_path)]):
+        for average in ("2", "-1"):
+            assert main([*command, *given, "--average", average]) == 2
+            assert f"average = {average} does not exist" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_a_training_without_a_data_module(tmp_path: Path) -> None:
+    items = [NoisyBatch(torch.zeros(2), torch.tensor(0.5), torch.tensor(i)) for i in range(4)]
+    loader = DataLoader(items, batch_size=2, collate_fn=collate)
+    trainer = Trainer(default_root_dir=tmp_path, max_steps=1, accelerator="cpu", logger=False)
+    trainer.fit(TweedieModule(Denoiser(MLP(2, width=8), sigma_data=0.5)), loader)
+    (path,) = tmp_path.rglob("*.ckpt")
+    with pytest.raises(UserError, match="trained without a NoisyDataModule"):
+        load_denoiser(path)
+
+
 @pytest.fixture
 def noisy(tmp_path: Path) -> Path:
     """An 8-bit image, floats beyond [-1, 1] in a folder below, and one of another size."""
@@ -126,7 +176,7 @@ def test_denoise_at_another_level_with_one_step(ckpt: Path, noisy: Path, tmp_pat
         (["--sigma", "25"], "sigma = 25"),
         (["--sigma", "-1"], "negative"),
         (["--draws", "-1"], "draws = -1"),
-        (["--input", "nowhere"], "nowhere"),
+        (["--input", "nowhere"], "'nowhere' does not exist: give the folder with the images"),
         (["--device", "tpu9"], "device = tpu9"),
         (["--bogus", "1"], "--bogus"),
     ],
@@ -138,5 +188,6 @@ def test_denoise_refuses(
     assert main(["denoise", *given]) == 2
     told = capsys.readouterr().err
     assert words in told
+    assert "data." not in told
     assert told.startswith("error: ")
     assert not list(tmp_path.glob("out/*"))

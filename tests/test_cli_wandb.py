@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 import yaml
 from command_line import CONFIGS, DIGITS
 from wandb.proto import wandb_internal_pb2
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
+from lightning_tweedie import datamodules
 from lightning_tweedie.cli import main
+from lightning_tweedie.errors import UserError
 
 SWEEP = yaml.safe_load((CONFIGS / "sweep/noise_levels.yaml").read_text())
 
@@ -93,13 +96,31 @@ def test_a_sweep_runs(tmp_path: Path, offline: None) -> None:
         directory = tmp_path / f"runs/digits/fit_{number}"
         settings, history = read_offline_run(directory)
         assert settings["data"]["init_args"]["sigma"] == point["data.sigma"]
-        assert settings["seed_everything"] == point["seed_everything"]
+        assert settings["data"]["init_args"]["seed"] == point["data.seed"]
         assert settings["model"]["init_args"]["denoiser"]["class_path"] == "lightning_tweedie.denoiser.Denoiser"
         assert len(history["train/loss"]) == 3
         # The same numbers as in the other log.
         with (directory / "metrics.csv").open() as file:
             losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
         assert history["train/loss"] == pytest.approx(losses, rel=1e-6)
+
+
+def test_a_run_that_never_began_is_not_logged(
+    tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(root: str | None) -> None:
+        raise UserError("the server is down: try again later")
+
+    monkeypatch.setattr(datamodules, "download_fashion_mnist", fail)
+    monkeypatch.setattr(wandb, "init", lambda **_: pytest.fail("a run was made"))
+    config = yaml.safe_load(DIGITS)
+    config["data"] = {
+        "class_path": "lightning_tweedie.datamodules.FashionMNIST",
+        "init_args": {"sigma": 0.5, "download": True},
+    }
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
+    assert main(["fit", "--config", str(tmp_path / "tiny.yaml"), "--wandb", "true", "--runs", str(tmp_path / "r")]) == 2
+    assert "the server is down" in capsys.readouterr().err
 
 
 def test_values_as_the_agent_writes_them(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -42,6 +43,7 @@ def solver(name: str) -> dict[str, object]:
 FEW = {
     "SampleGrid": {"num_samples": 2, "sampler": solver("Heun")},
     "RestorationGrid": {"num_items": 2, "draws": 2, "sampler": solver("Ancestral")},
+    "FID": {"num_images": 4, "sampler": solver("Heun"), "extractor": "efficientnet-lite0-64", "every_n_validations": 1},
     "Report": {
         **{"num_images": 4, "num_restored": 2, "draws": 2},
         **{"sampler": solver("Heun"), "posterior_sampler": solver("Ancestral")},
@@ -65,6 +67,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]
         array = torch.randint(0, 256, (700, channels, side, side), generator=generator, dtype=torch.uint8).numpy()
         return lambda root=None, train=True: array
 
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(datamodules, "read_fashion_mnist", images(1, 28))
     monkeypatch.setattr(datamodules, "read_cifar10", images(3, 32))
     folder = tmp_path / "images"
@@ -92,6 +95,23 @@ def test_experiment(name: str, tmp_path: Path, data: dict[str, list[str]]) -> No
     assert last["global_step"] == 2
     drawn = [c for c in config["trainer"]["callbacks"] if c["class_path"].endswith("Grid")]
     assert len(list(directory.glob("pictures/*/*.png"))) == len(drawn)
+    measured = any(c["class_path"].endswith("FID") for c in config["trainer"]["callbacks"])
+    assert (directory / "fid.jsonl").exists() == measured
+
+
+def test_a_folder_of_noisy_images_of_one_size(tmp_path: Path) -> None:
+    """What the file says to add."""
+    config = CONFIGS / "experiment/folder.yaml"
+    options = "--data.inject false --data.transform null"
+    assert options in config.read_text()
+    (tmp_path / "images").mkdir()
+    for i in range(24):
+        noisy = np.random.default_rng(i).normal(0, 0.5, (3, 64, 64)).astype(np.float32)
+        np.save(tmp_path / f"images/{i}.npy", noisy)
+    (tmp_path / "quick.yaml").write_text(QUICK + "  callbacks: []\n")
+    given = ["--config", str(config), "--config", str(tmp_path / "quick.yaml"), "--runs", str(tmp_path / "runs")]
+    given += ["--data.root", str(tmp_path / "images"), *options.split(), *SMALL["folder"]]
+    assert main(["fit", *given]) == 0
 
 
 @pytest.mark.parametrize("name", names("trainer"))

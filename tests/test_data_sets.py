@@ -124,11 +124,11 @@ def test_damaged_image_is_named(tmp_path: Path, damage: str) -> None:
 
 
 def test_missing_and_empty_folders(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="does not exist: set data.root"):
+    with pytest.raises(UserError, match="does not exist: give the folder"):
         ImageFolder(tmp_path / "nowhere")
     with pytest.raises(UserError, match="holds no images"):
         ImageFolder(tmp_path)
-    with pytest.raises(UserError, match=r"data\.channels = 4 is neither 1"):
+    with pytest.raises(UserError, match="not 4"):
         ImageFolder(tmp_path, channels=4)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from lightning_tweedie.data.download import cache_folder
 from lightning_tweedie.errors import UserError
 from lightning_tweedie.metrics.features import resolve_extractor
 from lightning_tweedie.metrics.frechet import FrechetDistance
@@ -49,10 +50,11 @@ class FID(Callback):
         every_n_validations: Only after every so many validations.
         batch_size: Images in one pass, on each process.
         seed: Seed of the samples and of the choice of reference images.
-        cache_dir: Where the reference statistics are kept; ``~/.cache/lightning_tweedie`` when null.
+        cache_dir: Where the reference statistics are kept; ``~/.cache/lightning_tweedie/fid`` when null.
 
     Raises:
-        UserError: If the data have no clean reference images or are no images, or the extractor cannot be had.
+        UserError: If the data have no clean reference images or are no images, or the extractor cannot be had or is
+            another one's already.
     """
 
     def __init__(
@@ -81,11 +83,17 @@ class FID(Callback):
         self.every_n_validations = every_n_validations
         self.batch_size = batch_size
         self.seed = seed
-        self.cache_dir = Path(cache_dir) if cache_dir else _default_cache()
+        self.cache_dir = Path(cache_dir) if cache_dir else cache_folder("fid")
         self._validations = 0
         # Neither is part of the module or of a checkpoint: networks that are not trained do not belong there.
         self._metric: FrechetDistance | None = None
         self._reference_size = 0
+
+    @property
+    def state_key(self) -> str:
+        """Tells several of them apart in checkpoints."""
+        solver = f"{self.sampler.name}-{self.sampler.steps}"
+        return self._generate_state_key(extractor=self.extractor, n=self.num_images, sampler=solver, seed=self.seed)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Looks for all that is needed, so that what is missing is missed before training."""
@@ -99,7 +107,14 @@ class FID(Callback):
             )
         if len(data.shape) != 3 or data.shape[0] not in (1, 3):
             raise UserError(f"FID compares images (1 or 3, H, W), not items of shape {data.shape}: remove the callback")
-        self._metric = FrechetDistance(resolve_extractor(self.extractor))
+        extractor = resolve_extractor(self.extractor)
+        for other in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(other, FID) and other._metric and other._metric.extractor.log_key == extractor.log_key:
+                raise UserError(
+                    f"two FID callbacks log {extractor.log_key!r}, and the log would show the mean of both: keep one, "
+                    "or give it another extractor"
+                )
+        self._metric = FrechetDistance(extractor)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures if its turn has come."""
@@ -210,10 +225,6 @@ class FID(Callback):
             for batch in mine:
                 yield batch
                 bar.update(len(batch))
-
-
-def _default_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lightning_tweedie"
 
 
 def _digest(reference: Dataset[Tensor], chosen: list[int], metric: FrechetDistance) -> str:

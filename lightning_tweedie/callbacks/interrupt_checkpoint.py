@@ -42,11 +42,12 @@ class InterruptCheckpoint(Callback):
         self._agreed = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes the signal over from Lightning, which gives it back when the run ends."""
+        """Takes the signal over from Lightning, which gives it back when the training ends, before ``on_fit_end``."""
         others = getattr(trainer.checkpoint_callback, "dirpath", None)
         log_dir = trainer.log_dir or trainer.default_root_dir  # asks all processes
         self._folder = Path(self.dirpath or others or Path(log_dir) / "checkpoints")
-        self._signalled = self._agreed = False
+        # A signal that came at the end of the sanity check is still with Lightning.
+        self._signalled, self._agreed = trainer.received_sigterm, False
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._on_signal)
 
@@ -61,18 +62,25 @@ class InterruptCheckpoint(Callback):
         Raises:
             SIGTERMException: With the exit status, if any process was told to stop.
         """
-        if trainer.world_size > 1 and batch_idx % _AGREE_EVERY:
-            return
+        if trainer.world_size == 1 or batch_idx % _AGREE_EVERY == 0:
+            self._stop_if_told(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Heeds a signal that came in the last validation. From here on there is nothing to save.
+
+        Raises:
+            SIGTERMException: With the exit status, if any process was told to stop.
+        """
+        self._stop_if_told(trainer)
+        self._folder = None
+
+    def _stop_if_told(self, trainer: Trainer) -> None:
         self._agreed = trainer.strategy.reduce_boolean_decision(self._signalled, all=False)
         if self._agreed:
             # Not left to on_exception, which forked processes do not call.
             self._save(trainer, "interrupted.ckpt")
             # The first process tells the outside. Another one that failed would have it killed while it tidies up.
             raise SIGTERMException(128 + signal.SIGTERM if trainer.is_global_zero else 0)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on there is nothing to save."""
-        self._folder = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Saves a training that failed."""

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning_tweedie.data.batch import NoisyBatch
 from lightning_tweedie.errors import UserError
 from lightning_tweedie.pictures import Picture, can_be_drawn, save
+from lightning_tweedie.sampling import Sampler
 
 __all__ = ["PictureCallback", "unused"]
 
@@ -27,12 +28,14 @@ class PictureCallback(Callback):
         name: Name of the pictures' folder and of the pictures in the log.
         num_items: How many validation items to keep for :meth:`draw`.
         every_n_validations: Only after every so many validations.
+        sampler: Solver of what is drawn, for :meth:`draw`.
+        seed: Seed of what is drawn, for :meth:`draw`.
 
     Raises:
         UserError: If items of this shape cannot be drawn.
     """
 
-    def __init__(self, name: str, num_items: int, every_n_validations: int) -> None:
+    def __init__(self, name: str, num_items: int, every_n_validations: int, sampler: Sampler, seed: int) -> None:
         super().__init__()
         for setting, value in (("number of items", num_items), ("every_n_validations", every_n_validations)):
             if value < 1:
@@ -40,8 +43,21 @@ class PictureCallback(Callback):
         self.name = name
         self.num_items = num_items
         self.every_n_validations = every_n_validations
+        self.sampler = sampler
+        self.seed = seed
         self._validations = 0
         self._batches: list[NoisyBatch] = []
+
+    @property
+    def state_key(self) -> str:
+        """Tells several callbacks of one class apart in checkpoints."""
+        return self._generate_state_key(
+            name=self.name,
+            num_items=self.num_items,
+            every_n_validations=self.every_n_validations,
+            sampler=f"{self.sampler.name}-{self.sampler.steps}",
+            seed=self.seed,
+        )
 
     @abstractmethod
     def draw(self, trainer: Trainer, pl_module: LightningModule, batch: NoisyBatch) -> Picture | None:

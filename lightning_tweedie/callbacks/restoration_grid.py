@@ -38,12 +38,11 @@ class RestorationGrid(PictureCallback):
         every_n_validations: int = 1,
         seed: int = 0,
     ) -> None:
-        super().__init__("restoration", num_items, every_n_validations)
+        sampler = Ancestral() if sampler is None else sampler
+        super().__init__("restoration", num_items, every_n_validations, sampler, seed)
         if draws < 2:
             raise UserError(f"RestorationGrid.draws = {draws} is too small: their deviation needs at least 2")
         self.draws = draws
-        self.sampler = Ancestral() if sampler is None else sampler
-        self.seed = seed
 
     def draw(self, trainer: Trainer, pl_module: LightningModule, batch: NoisyBatch) -> Picture | None:
         """Restores the items and draws them."""

@@ -30,10 +30,8 @@ class SampleGrid(PictureCallback):
     def __init__(
         self, num_samples: int = 36, sampler: Sampler | None = None, every_n_validations: int = 1, seed: int = 0
     ) -> None:
-        super().__init__("samples", num_samples, every_n_validations)
+        super().__init__("samples", num_samples, every_n_validations, Heun() if sampler is None else sampler, seed)
         self.num_samples = num_samples
-        self.sampler = Heun() if sampler is None else sampler
-        self.seed = seed
 
     def draw(self, trainer: Trainer, pl_module: LightningModule, batch: NoisyBatch) -> Picture:
         """Makes the samples and draws them."""

@@ -29,6 +29,7 @@ def denoise(
     steps: int = 18,
     seed: int = 0,
     batch_size: int = 16,
+    average: int = 0,
     device: str = "auto",
     overwrite: bool = False,
     allow: list[str] | None = None,
@@ -50,6 +51,7 @@ def denoise(
         steps: Noise levels per draw.
         seed: Seed of the draws.
         batch_size: Images restored at once.
+        average: Which weight average, in the order of ema.half_lives: 0 is the first.
         device: auto, cpu, cuda, cuda:1, ...
         overwrite: Replace files of an earlier call.
         allow: Packages whose network classes the checkpoint may use, besides this library: their code is run.
@@ -68,7 +70,7 @@ def denoise(
     from lightning_tweedie.pictures import panel
     from lightning_tweedie.sampling import one_step, posterior_samples
 
-    trained = load_denoiser(ckpt_path, allow or [], choose_device(device))
+    trained = load_denoiser(ckpt_path, allow or [], choose_device(device), average)
     if len(trained.shape) != 3:
         raise UserError(f"the checkpoint is about data of shape {trained.shape}, not about images: use `sample`")
     level = parse_sigma(trained.sigma_n if sigma is None else sigma, "sigma")

@@ -1,6 +1,7 @@
 """`sample`: images from a checkpoint alone."""
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ def sample(
     steps: int = 18,
     truncated: bool = False,
     batch_size: int = 64,
+    average: int = 0,
     device: str = "auto",
     overwrite: bool = False,
     allow: list[str] | None = None,
@@ -46,8 +48,9 @@ def sample(
         steps: Number of noise levels.
         truncated: Stop at the noise level of the training data: blurred, but right without any training below it.
         batch_size: Samples made at once; changes the memory needed, not the samples.
+        average: Which weight average, in the order of ema.half_lives: 0 is the first.
         device: auto, cpu, cuda, cuda:1, ...
-        overwrite: Replace files of an earlier call.
+        overwrite: Replace files of an earlier call; all of its numbered PNGs go.
         allow: Packages whose network classes the checkpoint may use, besides this library: their code is run.
 
     Raises:
@@ -62,7 +65,7 @@ def sample(
     from lightning_tweedie import sampling
     from lightning_tweedie.checkpoint import load_denoiser
 
-    trained = load_denoiser(ckpt_path, allow or [], choose_device(device))
+    trained = load_denoiser(ckpt_path, allow or [], choose_device(device), average)
     solver = make_sampler(sampler, steps)
     folder = output_folder(out, overwrite)
     batches = []
@@ -80,9 +83,18 @@ def sample(
             batches.append(batch.cpu())
             bar.update(len(indices))
     samples = torch.cat(batches)
+    _remove_earlier(folder)
     np.savez(folder / "samples.npz", samples=samples.numpy())
     _draw(samples, folder)
     print(f"Wrote {num} samples to {folder}")
+
+
+def _remove_earlier(folder: Path) -> None:
+    """Removes the pictures of an earlier call, of which there may be more than now."""
+    if (folder / "samples.npz").is_file():
+        for path in folder.glob("*.png"):
+            if re.fullmatch(r"[0-9]{4,}\.png", path.name):
+                path.unlink()
 
 
 def _draw(samples: "Tensor", folder: Path) -> None:

@@ -16,10 +16,11 @@ import torch
 import yaml
 from lightning import Trainer
 from lightning.pytorch import LightningModule
+from lightning.pytorch.accelerators import MPSAccelerator
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from lightning_tweedie.callbacks import InterruptCheckpoint, LastCheckpoint, TrainingProgressBar
 from lightning_tweedie.checkpoint import read_checkpoint
@@ -40,7 +41,7 @@ QUIET = (
     "No seed found",
     "Starting from v1.9.0, `tensorboardX`",
     ".*enable_autolog_hparams",
-    "You are using `torch.load` with `weights_only=False`",
+    "GPU available but not used",  # Apple's, which cannot be, or as the user wants it
     "Checkpoint directory .* exists and is not empty",
     "Experiment logs directory .* exists and is not empty",
     ".*could not find the monitored key",  # no validation yet; after one, Lightning refuses
@@ -186,6 +187,9 @@ class TrainingCLI(LightningCLI):
         own: list[Callback] = [InterruptCheckpoint()]
         if trainer["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in given):
             own.append(TrainingProgressBar())
+        if trainer["accelerator"] == "auto" and MPSAccelerator.is_available():
+            # It has no float64, which levels and metrics need.
+            kwargs["accelerator"] = "cpu"
         try:
             return super().instantiate_trainer(callbacks=[*given, *own], **kwargs)
         except (MisconfigurationException, ValueError) as error:
@@ -217,7 +221,8 @@ class TrainingCLI(LightningCLI):
 
     def _finish_wandb(self, exit_code: int) -> None:
         for logger in self.trainer.loggers:
-            if isinstance(logger, WandbLogger) and is_first_process():
+            # Asking a logger without a run for one would make it.
+            if isinstance(logger, WandbLogger) and is_first_process() and logger._experiment is not None:
                 logger.experiment.finish(exit_code)
 
     def predict(self, **kwargs: Any) -> None:
@@ -247,6 +252,9 @@ def main(argv: Sequence[str]) -> int:
         TrainingCLI(list(argv))
     except MisconfigurationException as error:
         raise UserError(f"Lightning refuses: {error}") from error
+    except SIGTERMException as error:
+        # Lightning's own, raised outside of training, has no status; InterruptCheckpoint's has.
+        return error.code if isinstance(error.code, int) else 128 + signal.SIGTERM
     except SystemExit as error:
         if error.code is None or isinstance(error.code, int):
             return error.code or 0

@@ -14,7 +14,7 @@ __all__ = ["cache_folder", "check_digest", "download"]
 
 
 def cache_folder(name: str) -> Path:
-    """Where a downloaded data set is kept: ``~/.cache/lightning_tweedie/<name>``, or below ``$XDG_CACHE_HOME``."""
+    """Where files are kept for later runs: ``~/.cache/lightning_tweedie/<name>``, or below ``$XDG_CACHE_HOME``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lightning_tweedie" / name
 
 
@@ -36,7 +36,7 @@ def _md5(path: Path) -> str:
     return digest.hexdigest()
 
 
-def download(url: str, path: Path, md5: str, timeout: float = 30.0) -> None:
+def download(url: str, path: Path, md5: str) -> None:
     """Fetches a file, unless it is there already, and checks its digest.
 
     The file appears under its name only when it is whole and right.
@@ -45,7 +45,6 @@ def download(url: str, path: Path, md5: str, timeout: float = 30.0) -> None:
         url: Where it comes from.
         path: Where it goes.
         md5: The digest it must have.
-        timeout: Seconds to wait for an answer.
 
     Raises:
         UserError: The server cannot be reached, or sends something else.
@@ -55,7 +54,7 @@ def download(url: str, path: Path, md5: str, timeout: float = 30.0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".part-")
     try:
-        with os.fdopen(handle, "wb") as file, urllib.request.urlopen(url, timeout=timeout) as answer:
+        with os.fdopen(handle, "wb") as file, urllib.request.urlopen(url, timeout=30) as answer:
             while block := answer.read(1 << 20):
                 file.write(block)
         if (found := _md5(Path(part))) != md5:

@@ -68,7 +68,7 @@ def _from_floats(array: np.ndarray, channels: int, name: str) -> Tensor:
     if array.ndim != 3 or array.shape[0] != channels or not np.issubdtype(array.dtype, np.floating):
         raise UserError(
             f"the image {name} is an array of {array.dtype} with shape {array.shape}: "
-            f"store floats in [-1, 1] with shape ({channels}, H, W), or set data.channels"
+            f"store floats in [-1, 1] with shape ({channels}, H, W)"
         )
     return torch.from_numpy(array.astype(np.float32))
 
@@ -91,7 +91,7 @@ def _from_pixels(image: Image.Image, channels: int) -> Tensor:
 
 def _check_channels(channels: int) -> None:
     if channels not in (1, 3):
-        raise UserError(f"data.channels = {channels} is neither 1 (grey) nor 3 (colour)")
+        raise UserError(f"images have 1 channel (grey) or 3 (colour), not {channels}: give one of these numbers")
 
 
 class ImageFolder(Dataset[Tensor]):
@@ -110,7 +110,7 @@ class ImageFolder(Dataset[Tensor]):
         self.channels = channels
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
-            raise UserError(f"the folder {str(root)!r} does not exist: set data.root to the folder with the images")
+            raise UserError(f"the folder {str(root)!r} does not exist: give the folder with the images")
         self.names = sorted(
             str(Path(folder, file).relative_to(self.root))
             for folder, _, files in os.walk(self.root, followlinks=True)
@@ -120,7 +120,7 @@ class ImageFolder(Dataset[Tensor]):
         if not self.names:
             raise UserError(
                 f"the folder {str(root)!r} holds no images: put files that end in {', '.join(sorted(ENDINGS))} there, "
-                "or set data.root to another folder"
+                "or give another folder"
             )
 
     def __len__(self) -> int:
@@ -151,7 +151,7 @@ class ImageArchive(Dataset[Tensor]):
         self.channels = channels
         self.path = Path(path).expanduser()
         if not self.path.is_file():
-            raise UserError(f"the archive {str(path)!r} does not exist: set data.root to a folder or an archive")
+            raise UserError(f"the archive {str(path)!r} does not exist: give the path of a tar or zip file")
         parts = PurePosixPath(folder).parts
         try:
             members = _zip_members if zipfile.is_zipfile(self.path) else _tar_members

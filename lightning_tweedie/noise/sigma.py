@@ -105,7 +105,7 @@ def parse_sigma(sigma: Sigma, name: str = "data.sigma") -> float | tuple[float, 
     return _check_level(float(sigma), name)
 
 
-def item_sigmas(sigma: Sigma, count: int, seed: int, clean_fraction: float = 0.0, name: str = "data.sigma") -> Tensor:
+def item_sigmas(sigma: Sigma, count: int, seed: int, clean_fraction: float = 0.0) -> Tensor:
     """The noise level of each of ``count`` items, a pure function of the seed and the item's index.
 
     A range is drawn from uniformly in log sigma, because sigma is a scale: as many items fall between 0.1 and 0.2 as
@@ -117,7 +117,6 @@ def item_sigmas(sigma: Sigma, count: int, seed: int, clean_fraction: float = 0.0
         seed: The user's seed.
         clean_fraction: Chance of each item to be clean, in [0, 1]; clean items have level 0. Whether an item is
             clean depends on the seed and its index alone, so the share comes out within binomial error.
-        name: The setting's name, for messages.
 
     Returns:
         Levels ``(count,)``, float32, ``>= 0``.
@@ -125,13 +124,13 @@ def item_sigmas(sigma: Sigma, count: int, seed: int, clean_fraction: float = 0.0
     Raises:
         UserError: See :func:`parse_sigma`; or the table has another length; or the fraction is not in [0, 1].
     """
-    parsed = parse_sigma(sigma, name)
+    parsed = parse_sigma(sigma)
     if not 0 <= clean_fraction <= 1:
         raise UserError(f"data.clean_fraction = {clean_fraction:g} is not a fraction: give a number from 0 to 1")
     if isinstance(parsed, Tensor):
         if len(parsed) != count:
             raise UserError(
-                f"{name} = {str(sigma)!r} holds {len(parsed)} levels but the set has {count} items: "
+                f"data.sigma = {str(sigma)!r} holds {len(parsed)} levels but the set has {count} items: "
                 "write one level per item, in the order of the items"
             )
         levels = parsed.clone()

@@ -14,11 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_tweedie.errors import UserError
-from lightning_tweedie.kernels import Noise, normal_like
+from lightning_tweedie.kernels import DenoiserLike, Noise, normal_like
 
 __all__ = ["Query", "Step", "Term"]
-
-DenoiserLike = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass

@@ -8,19 +8,16 @@ a truncated sample.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from lightning_tweedie.errors import UserError
-from lightning_tweedie.kernels import Noise, reverse_chain
+from lightning_tweedie.kernels import DenoiserLike, Noise, reverse_chain
 from lightning_tweedie.levels import edm_levels
 from lightning_tweedie.tweedie import expand
 
 __all__ = ["Ancestral", "DPMSolverPP2M", "Euler", "Heun", "Sampler"]
-
-DenoiserLike = Callable[[Tensor, Tensor], Tensor]
 
 
 class Sampler(ABC):
