@@ -251,8 +251,8 @@ class TweedieModule(LightningModule):
         given = self._given_sigma_data
         if given is not None and not math.isclose(given, theirs["sigma_data"], rel_tol=1e-6):
             raise UserError(
-                f"sigma_data = {given:g} differs from {theirs['sigma_data']} in the checkpoint, which scales its network"
-                ": leave it out"
+                f"sigma_data = {given:g} differs from {theirs['sigma_data']} in the checkpoint, which scales its "
+                "network: leave it out"
             )
         state = checkpoint["state_dict"]
         averages = 1 + max(int(key.split(".")[2]) for key in state if key.startswith("ema.averages."))
