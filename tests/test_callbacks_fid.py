@@ -190,9 +190,7 @@ def test_every_other_validation_also_after_a_resumption(tmp_path: Path) -> None:
     assert [row["step"] for row in rows(tmp_path)] == [4, 4, 12, 12]
 
 
-@pytest.mark.parametrize(
-    "other", [{"num_images": 200}, {"seed": 1}, {"sampler": Heun(7)}, {"sampler": Euler(6)}], ids=str
-)
+@pytest.mark.parametrize("other", [{"num_images": 200}, {"seed": 1}, {"sampler": Heun(7)}, {"sampler": Euler(6)}])
 def test_two_of_them(tmp_path: Path, other: dict[str, Any]) -> None:
     one, two = fid(tmp_path), fid(tmp_path, **other)
     assert one.state_key == fid(tmp_path).state_key != two.state_key

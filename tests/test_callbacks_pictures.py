@@ -129,7 +129,7 @@ def test_deviation_is_drawn_on_its_own_scale() -> None:
 
 
 @pytest.mark.parametrize(
-    "other", [{"seed": 1}, {"every_n_validations": 2}, {"sampler": Euler(3)}, {"sampler": Ancestral(2)}], ids=str
+    "other", [{"seed": 1}, {"every_n_validations": 2}, {"sampler": Euler(3)}, {"sampler": Ancestral(2)}]
 )
 @pytest.mark.parametrize("kind", [SampleGrid, RestorationGrid])
 def test_two_of_a_kind(kind: type[SampleGrid | RestorationGrid], other: dict[str, Any]) -> None:
