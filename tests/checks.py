@@ -1,4 +1,4 @@
-"""Assertions about laws: tolerances come from standard errors, never from taste."""
+"""What tests share; above all assertions about laws, with tolerances from standard errors, never from taste."""
 
 from collections.abc import Callable
 
@@ -11,6 +11,16 @@ Z = 5.0
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def awake(network: nn.Module) -> nn.Module:
+    """Branches that start at zero are given small random weights, so that they take part."""
+    source = generator()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if not parameter.any():
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=source))
+    return network
 
 
 def assert_mean(draws: Tensor, expected: Tensor | float) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from checks import assert_mean, generator
+from checks import assert_mean, awake, generator
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -64,7 +64,7 @@ def test_any_rank_and_either_precision(shape, dtype):
 
 
 def test_autocast_reaches_the_backbone_alone():
-    denoiser, x = Denoiser(MLP(2, width=8), sigma_data=0.5), torch.randn(4, 2, generator=generator())
+    denoiser, x = Denoiser(awake(MLP(2, width=8)), sigma_data=0.5), torch.randn(4, 2, generator=generator())
     kinds = []
     denoiser.backbone.net[-1].register_forward_hook(lambda module, inputs, output: kinds.append(output.dtype))
     exact = denoiser(x, 1e-3)

@@ -2,23 +2,13 @@
 
 import pytest
 import torch
-from checks import generator
+from checks import awake, generator
 from torch import nn
 
 from lightning_tweedie.errors import UserError
 from lightning_tweedie.levels import edm_levels
 from lightning_tweedie.networks import MLP, UNet
 from lightning_tweedie.networks.embedding import LevelEmbedding
-
-
-def awake(network: nn.Module) -> nn.Module:
-    """Branches that start at zero are given small random weights, so that they take part."""
-    source = generator()
-    with torch.no_grad():
-        for parameter in network.parameters():
-            if not parameter.any():
-                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=source))
-    return network
 
 
 def images(*shape: int) -> torch.Tensor:
@@ -97,13 +87,13 @@ def test_levels_that_look_alike_are_neighbours():
     features = torch.cat([angles.sin(), angles.cos()], 1)
     nearest = (torch.cdist(features, features) + 100 * torch.eye(18)).argmin(1)
     assert ((nearest - torch.arange(18)).abs() == 1).all()
-    for network, shape in [(awake(UNet(1, width=8)), (18, 1, 8, 8)), (MLP(3), (18, 3))]:
+    for network, shape in [(awake(UNet(1, width=8)), (18, 1, 8, 8)), (awake(MLP(3)), (18, 3))]:
         answers = network(torch.ones(shape), c_noise).flatten(1)
         assert len(answers.unique(dim=0)) == 18
 
 
 def test_every_item_is_answered_on_its_own():
-    for network, x in [(awake(UNet(2, width=8)), images(4, 2, 7, 9)), (MLP(3), images(4, 3))]:
+    for network, x in [(awake(UNet(2, width=8)), images(4, 2, 7, 9)), (awake(MLP(3)), images(4, 3))]:
         level = torch.tensor([-1.0, 0.0, 0.5, 1.0])
         torch.testing.assert_close(network(x, level)[2:3], network(x[2:3], level[2:3]), rtol=1e-4, atol=1e-5)
 

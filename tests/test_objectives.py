@@ -8,7 +8,7 @@ import copy
 
 import pytest
 import torch
-from checks import Exact, assert_law, assert_mean, generator
+from checks import Exact, assert_law, assert_mean, awake, generator
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -249,8 +249,7 @@ def everything() -> Objective:
 
 
 def test_a_step_has_one_forward_pass_with_gradient():
-    denoiser, calls = Denoiser(MLP(2, width=16), sigma_data=0.5), []
-    torch.nn.init.ones_(denoiser.backbone.net[-1].weight)  # zero, its start, would hide the layers before it
+    denoiser, calls = Denoiser(awake(MLP(2, width=16)), sigma_data=0.5), []
     denoiser.backbone.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
     x_n, sigma_n = noisy_data(32)
     losses = everything()(denoiser, x_n.float(), sigma_n.float(), generator=generator())

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from checks import Exact, assert_law, assert_mean, generator
+from checks import Exact, assert_law, assert_mean, awake, generator
 from torch import Tensor
 
 from lightning_tweedie.denoiser import Denoiser
@@ -108,7 +108,7 @@ def test_clean_items_pass_through_posterior_sampling(sampler):
 @each
 def test_a_sample_does_not_depend_on_its_batch(sampler):
     torch.manual_seed(0)
-    denoiser = Denoiser(MLP(2, width=16), sigma_data=0.5)
+    denoiser = Denoiser(awake(MLP(2, width=16)), sigma_data=0.5)
     together = sample(denoiser, (8, 2), sampler, seed=3)
     torch.testing.assert_close(
         sample(denoiser, (2, 2), sampler, seed=3, indices=[5, 2]), together[[5, 2]], rtol=1e-4, atol=1e-5

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from checks import generator
+from checks import awake, generator
 from torch import nn
 
 from lightning_tweedie.denoiser import Denoiser
@@ -34,7 +34,7 @@ class Strange(nn.Module):
     ids=["UNet", "MLP"],
 )
 def test_there_and_back_through_json(backbone, shape, sigma_data):
-    original = Denoiser(backbone, sigma_data).eval()
+    original = Denoiser(awake(backbone), sigma_data).eval()
     rebuilt = from_config(json.loads(json.dumps(to_config(original)))).eval()
     assert to_config(rebuilt) == to_config(original)
     assert rebuilt.has_sigma_data == original.has_sigma_data
