@@ -22,6 +22,7 @@ from lightning_tweedie.module import CHECKPOINT_KEY, TweedieModule, by_band
 from lightning_tweedie.networks import MLP, UNet
 from lightning_tweedie.objectives import AmbientScoreMatching, Consistency, Objective, PosteriorReplay
 from lightning_tweedie.randomness import step_generator
+from lightning_tweedie.sampling import sample
 from lightning_tweedie.serialization import from_config
 
 ITEMS, BATCH = 48, 8
@@ -186,6 +187,16 @@ def test_what_a_checkpoint_decides_cannot_be_changed_in_silence(tmp_path, change
     make_trainer(tmp_path, callbacks=[SaveAt(10, path)]).fit(make_module(), Toy())
     with pytest.raises(UserError, match=sentence):
         make_trainer(tmp_path).fit(make_module(**changes), Toy(), ckpt_path=path)
+
+
+@pytest.mark.gpu
+def test_a_gpu_trains_and_samples_like_the_processor(tmp_path):
+    module = make_module()
+    make_trainer(tmp_path, accelerator="gpu", precision="bf16-mixed").fit(module, Toy())
+    assert module.objective.terms["replay"].written > 0 and module.ema.steps == 20
+    on_gpu = sample(module.eval_denoiser.cuda(), (64, 2), seed=1).cpu()
+    on_cpu = sample(module.eval_denoiser.cpu(), (64, 2), seed=1)
+    torch.testing.assert_close(on_gpu, on_cpu, rtol=1e-3, atol=1e-3)
 
 
 def two_halves(data: Toy, ranks: tuple[int, int]) -> TweedieModule:
