@@ -47,9 +47,9 @@ def ring() -> MixtureOracle:
     return MixtureOracle(torch.stack([angles.cos(), angles.sin()], dim=1), torch.full((8,), SPREAD))
 
 
-def consistency() -> Consistency:
+def consistency(weight: float) -> Consistency:
     """Two-draw consistency with chains from the data themselves, which did best here."""
-    return Consistency(start=START, origin="x_n", chain=2)
+    return Consistency(weight=weight, start=START, origin="x_n", chain=2)
 
 
 def objectives() -> dict[str, tuple[float, Objective]]:
@@ -58,11 +58,11 @@ def objectives() -> dict[str, tuple[float, Objective]]:
         "clean data (ceiling)": (0.0, Objective(AmbientScoreMatching())),
         "naive (noisy as if clean)": (SIGMA_N, Objective(ScoreMatching())),
         "ambient": (SIGMA_N, Objective(AmbientScoreMatching())),
-        "ambient + consistency": (SIGMA_N, Objective(consistency=consistency())),
+        "ambient + consistency": (SIGMA_N, Objective(consistency=consistency(0.3))),
         "ambient + replay": (SIGMA_N, Objective(replay=PosteriorReplay(start=START))),
         "ambient + replay + consistency": (
             SIGMA_N,
-            Objective(consistency=consistency(), replay=PosteriorReplay(start=START)),
+            Objective(consistency=consistency(1.0), replay=PosteriorReplay(start=START)),
         ),
     }
 
