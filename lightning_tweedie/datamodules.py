@@ -5,14 +5,17 @@ of data in [-1, 1].
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -179,6 +182,23 @@ class NoisyDataModule(LightningDataModule):
         """
         return CleanView(self._training_set()) if self.inject else None
 
+    def noisy_set(self) -> NoisyDataset:
+        """The noisy training items in order, without augmentation: single batches ``(x_n, sigma_n, index)``.
+
+        Metrics that need no clean image compare with these.
+        """
+        train = self._training_set()
+        return NoisyDataset(
+            train.base,
+            train.sigma_n,
+            inject=train.inject,
+            seed=train.seed,
+            stream=train.stream,
+            places=train.places.tolist(),
+            transform=train.transform,
+            augmentation=self.augmentation.for_evaluation(),
+        )
+
     # Lightning.
 
     def setup(self, stage: str | None = None) -> None:
@@ -344,15 +364,17 @@ class Digits(NoisyDataModule):
         return ArrayDataset(read_digits())
 
 
-class FashionMNIST(NoisyDataModule):
-    """Fashion-MNIST: 60,000 + 10,000 grey images of clothes, ``(1, 28, 28)`` (arXiv 1708.07747).
+class _PublishedSet(NoisyDataModule):
+    """A published data set with a training and a test part, in its official files.
 
     Args:
-        root: Folder with the official files (gzipped or not); null: the path of Debian's package
-            dataset-fashion-mnist, then the folder of earlier downloads.
-        download: Fetch the official files once, 30 MB, with a check of their digests.
+        root: Where the official files are; null: their usual places, the folder of earlier downloads among them.
+        download: Fetch the files once, with a check of their digests.
         kwargs: The settings of NoisyDataModule.
     """
+
+    _fetch: Callable[[str | None], None]
+    _read: Callable[[str | None, bool], NDArray[np.uint8]]
 
     def __init__(self, root: str | None = None, download: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -362,18 +384,32 @@ class FashionMNIST(NoisyDataModule):
     def prepare_data(self) -> None:
         """Downloads the files, if asked to."""
         if self.download:
-            download_fashion_mnist(self.root)
+            self._fetch(self.root)
 
     def train_set(self) -> ItemSet:
-        """The 60,000 training images."""
-        return ArrayDataset(read_fashion_mnist(self.root, train=True))
+        """The training images."""
+        return ArrayDataset(self._read(self.root, True))
 
     def test_set(self) -> ItemSet:
-        """The 10,000 test images."""
-        return ArrayDataset(read_fashion_mnist(self.root, train=False))
+        """The test images."""
+        return ArrayDataset(self._read(self.root, False))
 
 
-class CIFAR10(NoisyDataModule):
+class FashionMNIST(_PublishedSet):
+    """Fashion-MNIST: 60,000 + 10,000 grey images of clothes, ``(1, 28, 28)`` (arXiv 1708.07747).
+
+    Args:
+        root: Folder with the official files (gzipped or not); null: the path of Debian's package
+            dataset-fashion-mnist, then the folder of earlier downloads.
+        download: Fetch the official files once, 30 MB, with a check of their digests.
+        kwargs: The settings of NoisyDataModule.
+    """
+
+    _fetch = staticmethod(download_fashion_mnist)
+    _read = staticmethod(read_fashion_mnist)
+
+
+class CIFAR10(_PublishedSet):
     """CIFAR-10: 50,000 + 10,000 colour images, ``(3, 32, 32)``, from the official archive cifar-10-python.tar.gz.
 
     Args:
@@ -382,23 +418,8 @@ class CIFAR10(NoisyDataModule):
         kwargs: The settings of NoisyDataModule.
     """
 
-    def __init__(self, root: str | None = None, download: bool = False, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.root = root
-        self.download = download
-
-    def prepare_data(self) -> None:
-        """Downloads the archive, if asked to."""
-        if self.download:
-            download_cifar10(self.root)
-
-    def train_set(self) -> ItemSet:
-        """The 50,000 training images."""
-        return ArrayDataset(read_cifar10(self.root, train=True))
-
-    def test_set(self) -> ItemSet:
-        """The 10,000 test images."""
-        return ArrayDataset(read_cifar10(self.root, train=False))
+    _fetch = staticmethod(download_cifar10)
+    _read = staticmethod(read_cifar10)
 
 
 class Images(NoisyDataModule):

@@ -111,7 +111,7 @@ def test_a_run_that_never_began_is_not_logged(
     def fail(root: str | None) -> None:
         raise UserError("the server is down: try again later")
 
-    monkeypatch.setattr(datamodules, "download_fashion_mnist", fail)
+    monkeypatch.setattr(datamodules.FashionMNIST, "_fetch", staticmethod(fail))
     monkeypatch.setattr(wandb, "init", lambda **_: pytest.fail("a run was made"))
     config = yaml.safe_load(DIGITS)
     config["data"] = {

@@ -192,6 +192,19 @@ def test_reference_set_is_clean_and_is_not_held_out() -> None:
     assert torch.equal(found[:, 0, 0, 0], torch.linspace(-1, 1, 25)[train.places])
 
 
+def test_noisy_set_is_the_training_data_in_order() -> None:
+    data = ready(Squares(sigma=[0.1, 0.5], batch_size=20, holdout=5, clean_fraction=0.2, augment=["hflip"]))
+    plain = ready(Squares(sigma=[0.1, 0.5], batch_size=20, holdout=5, clean_fraction=0.2))
+    items = [data.noisy_set()[i] for i in range(20)]
+    trained = together(plain.train_dataloader())
+    order = {int(index): row for row, index in enumerate(trained.index)}
+    for item in items:
+        row = order[int(item.index)]
+        assert torch.equal(item.x_n, trained.x_n[row])
+        assert torch.equal(item.sigma_n, trained.sigma_n[row])
+        assert item.x_0 is None
+
+
 def test_evaluation_data_go_through_what_changes_the_shape() -> None:
     data = ready(Squares(sigma=0.5, batch_size=5, holdout=5, augment=["hflip", "crop:3"]))
     assert data.shape == (1, 3, 3)
@@ -268,9 +281,8 @@ def test_fashion_mnist() -> None:
 
 def test_downloads_happen_only_when_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[str | None] = []
-    monkeypatch.setattr(datamodules, "download_fashion_mnist", asked.append)
-    monkeypatch.setattr(datamodules, "download_cifar10", asked.append)
     for kind in (FashionMNIST, CIFAR10):
+        monkeypatch.setattr(kind, "_fetch", asked.append)
         kind(sigma=0.1, root=str(tmp_path)).prepare_data()
         assert not asked
         kind(sigma=0.1, root=str(tmp_path), download=True).prepare_data()
