@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 from collections.abc import Sequence
@@ -31,11 +32,17 @@ class TrainedDenoiser:
         denoiser: A weight average, in evaluation mode.
         shape: Shape of one datum.
         sigma_n: Largest noise level of the training data, on the scale of the data.
+        half_life: Half-life of that average in optimiser steps; None if the checkpoint does not say.
+        step: Optimiser steps of training; None if the checkpoint does not say.
+        digest: SHA-256 of the checkpoint's file.
     """
 
     denoiser: Denoiser
     shape: tuple[int, ...]
     sigma_n: float
+    half_life: float | None
+    step: int | None
+    digest: str
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -102,10 +109,18 @@ def load_denoiser(
             )
         denoiser = from_config(content["denoiser"], allow)
         denoiser.load_state_dict(weights)
-        trained = TrainedDenoiser(denoiser, tuple(content["shape"]), float(content["sigma_n"]))  # type: ignore[arg-type]
+        half_lives, step = content.get("half_lives"), checkpoint.get("global_step")
+        trained = TrainedDenoiser(
+            denoiser,  # type: ignore[arg-type]
+            tuple(content["shape"]),
+            float(content["sigma_n"]),
+            None if half_lives is None else float(half_lives[average]),
+            None if step is None else int(step),
+            _sha256(path),
+        )
     except UserError:
         raise
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(
             f"the checkpoint {str(path)!r} does not fit together ({_first_line(error)}): it is damaged, or its network "
             "has changed since; use the version that made it"
@@ -116,3 +131,11 @@ def load_denoiser(
 
 def _first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0].rstrip(":. ")
+
+
+def _sha256(path: str | os.PathLike[str]) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

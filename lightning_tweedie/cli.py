@@ -25,6 +25,8 @@ COMMANDS = {
     "predict": (TRAINING, "write one-step estimates of a data module's data"),
     "sample": ("lightning_tweedie.commands.sample", "draw samples from a checkpoint"),
     "denoise": ("lightning_tweedie.commands.denoise", "restore noisy images with a checkpoint"),
+    "evaluate": ("lightning_tweedie.commands.evaluate", "measure images, or what checkpoints make of noise"),
+    "statistics": ("lightning_tweedie.commands.statistics", "keep the features of reference images for `evaluate`"),
 }
 FAILED = 2
 """Exit status after a mistake in the input."""

@@ -234,7 +234,12 @@ class TweedieModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what sampling and restoration need, in plain types."""
-        checkpoint[CHECKPOINT_KEY] = {"format": 1, "denoiser": to_config(self.denoiser), **self._data}
+        checkpoint[CHECKPOINT_KEY] = {
+            "format": 1,
+            "denoiser": to_config(self.denoiser),
+            "half_lives": list(self.ema.half_lives),
+            **self._data,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another network with one sentence instead of a list of tensors."""

@@ -1,5 +1,6 @@
 """Every file under configs/ parses, makes its objects and trains two steps."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,11 @@ def solver(name: str) -> dict[str, object]:
 FEW = {
     "SampleGrid": {"num_samples": 2, "sampler": solver("Heun")},
     "RestorationGrid": {"num_items": 2, "draws": 2, "sampler": solver("Ancestral")},
-    "FID": {"num_images": 4, "sampler": solver("Heun"), "extractor": "efficientnet-lite0-64", "every_n_validations": 1},
+    "SampleQuality": {
+        **{"num_images": 4, "sampler": solver("Heun"), "extractor": "efficientnet-lite0-64"},
+        "every_n_validations": 1,
+    },
+    "RestorationQuality": {"num_images": 2, "draws": 2, "sampler": solver("Ancestral"), "every_n_validations": 1},
     "Report": {
         **{"num_images": 4, "num_restored": 2, "draws": 2},
         **{"sampler": solver("Heun"), "posterior_sampler": solver("Ancestral")},
@@ -65,11 +70,11 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]
 
     def images(channels: int, side: int) -> object:
         array = torch.randint(0, 256, (700, channels, side, side), generator=generator, dtype=torch.uint8).numpy()
-        return lambda root=None, train=True: array
+        return staticmethod(lambda root, train: array)
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(datamodules, "read_fashion_mnist", images(1, 28))
-    monkeypatch.setattr(datamodules, "read_cifar10", images(3, 32))
+    monkeypatch.setattr(datamodules.FashionMNIST, "_read", images(1, 28))
+    monkeypatch.setattr(datamodules.CIFAR10, "_read", images(3, 32))
     folder = tmp_path / "images"
     folder.mkdir()
     for i in range(24):
@@ -95,8 +100,31 @@ def test_experiment(name: str, tmp_path: Path, data: dict[str, list[str]]) -> No
     assert last["global_step"] == 2
     drawn = [c for c in config["trainer"]["callbacks"] if c["class_path"].endswith("Grid")]
     assert len(list(directory.glob("pictures/*/*.png"))) == len(drawn)
-    measured = any(c["class_path"].endswith("FID") for c in config["trainer"]["callbacks"])
-    assert (directory / "fid.jsonl").exists() == measured
+    measured = any(c["class_path"].endswith("Quality") for c in config["trainer"]["callbacks"])
+    assert (directory / "quality.jsonl").exists() == measured
+
+
+def test_the_best_checkpoint_of_cifar10_by_a_measure_without_clean_images(
+    tmp_path: Path, data: dict[str, list[str]]
+) -> None:
+    """What the file says to add."""
+    text = (CONFIGS / "experiment/cifar10.yaml").read_text()
+    option = "--best_checkpoint.monitor proximal_fid"
+    assert option in text
+    (tmp_path / "quick.yaml").write_text(QUICK.replace("max_steps: 2", "max_steps: 6"))
+    quality = {"class_path": "lightning_tweedie.callbacks.SampleQuality", "init_args": FEW["SampleQuality"]}
+    quality["init_args"] = {**FEW["SampleQuality"], "metrics": ["proximal_fid"]}
+    (tmp_path / "few.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [quality]}}))
+    options = ["--config", str(CONFIGS / "experiment/cifar10.yaml"), "--config", str(tmp_path / "quick.yaml")]
+    options += ["--config", str(tmp_path / "few.yaml"), "--runs", str(tmp_path / "runs"), *SMALL["cifar10"]]
+    # The name says the extractor, which is a quick one here.
+    assert main(["fit", *options, *f"{option.replace('fid', 'fd')}_efficientnet-lite0-64".split()]) == 0
+    directory = tmp_path / "runs/cifar10/fit_0"
+    rows = [json.loads(line) for line in (directory / "quality.jsonl").read_text().splitlines()]
+    full = [row for row in rows if row["sampling"] == "full"]
+    best = min(full, key=lambda row: row["value"])
+    assert [row["step"] for row in full] == [2, 4, 6]
+    assert torch.load(directory / "checkpoints/best.ckpt", weights_only=True)["global_step"] == best["step"]
 
 
 def test_a_folder_of_noisy_images_of_one_size(tmp_path: Path) -> None:

@@ -11,18 +11,22 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
-from tqdm import tqdm
 
 from lightning_tweedie.callbacks.picture import first_items, unused
 from lightning_tweedie.callbacks.restoration_grid import restoration_panel
 from lightning_tweedie.data.batch import NoisyBatch
+from lightning_tweedie.denoiser import Denoiser
 from lightning_tweedie.errors import UserError
+from lightning_tweedie.evaluation.extraction import extract_features
+from lightning_tweedie.evaluation.restoration import Restoration, noisy_items, restoration_quality, restore
+from lightning_tweedie.evaluation.samples import generate
+from lightning_tweedie.metrics.estimate import Estimate
+from lightning_tweedie.metrics.feature_statistics import FeatureStatistics
 from lightning_tweedie.metrics.features import FeatureExtractor, resolve_extractor
-from lightning_tweedie.metrics.frechet import FrechetDistance
-from lightning_tweedie.metrics.restoration import psnr
-from lightning_tweedie.pictures import can_be_drawn, panel, save
+from lightning_tweedie.metrics.frechet import frechet_distance
+from lightning_tweedie.pictures import Picture, can_be_drawn, panel, save
 from lightning_tweedie.randomness import item_generator
-from lightning_tweedie.sampling import Ancestral, DPMSolverPP2M, Sampler, one_step, posterior_samples, sample
+from lightning_tweedie.sampling import Ancestral, DPMSolverPP2M, Sampler
 
 __all__ = ["Report"]
 
@@ -32,7 +36,9 @@ class Report(Callback):
 
     Into the run's directory go ``report/samples.png`` (noisy data, truncated and full samples, clean data),
     ``report/restoration.png`` (noisy input, one-step estimate, posterior mean and uncertainty, clean reference) and
-    the table ``report/report.md`` with its figures and their conditions in ``report/report.json``. The table is
+    the table ``report/report.md``: PSNR and structural similarity of restorations, Frechet distances of samples. Its
+    figures with their standard errors and conditions, and the calibration of the uncertainty (``interval_coverage``,
+    see ``lightning_tweedie.evaluation.restoration.restoration_quality``), are in ``report/report.json``. The table is
     printed too. Clean images serve as a yardstick here and nowhere else.
 
     Args:
@@ -88,7 +94,7 @@ class Report(Callback):
             )
         if not data.val_dataloader():
             raise UserError("Report restores held-out data and there are none: set data.holdout above 0")
-        if self.extractor is not None and self._features is None and trainer.is_global_zero:
+        if self.extractor is not None and self._features is None:
             self._features = resolve_extractor(self.extractor)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -105,89 +111,97 @@ class Report(Callback):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         folder = Path(trainer.log_dir or trainer.default_root_dir)  # asks all processes
+        # After a training Lightning has moved the weights to the CPU already.
+        home, device = pl_module.device, trainer.strategy.root_device
+        denoiser: Any = pl_module.eval_denoiser
+        denoiser.to(device)
+        try:
+            contents = self._measure(trainer, denoiser, device)
+        finally:
+            denoiser.to(home)
         if not trainer.is_global_zero:
             return
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        denoiser: Any = pl_module.eval_denoiser
+        table, facts, pictures = contents
         folder = unused(folder / "report")
         folder.mkdir(parents=True)
-
-        wanted = max(self.num_images, self.num_restored)
-        held_out = first_items(list(islice(data.val_dataloader(), math.ceil(wanted / data.batch_size))), wanted)
-        restoration = self._restore(denoiser, held_out, pl_module.device, folder)
-        reference = self._reference(data)
-        # One n for every set: distances at different n cannot be compared.
-        n = min(self.num_images, len(held_out.x_n), self.num_images if reference is None else len(reference))
-        samples = {"full samples": self._sample(denoiser, data.shape, None, n)}
-        if data.sigma_n > 0:
-            samples = {"truncated samples": self._sample(denoiser, data.shape, data.sigma_n, n), **samples}
-        shown = 36 if len(data.shape) == 3 else n
-        columns = [(f"noisy data, sigma {data.sigma_n:.3g}", held_out.x_n), *samples.items()]
-        if reference is not None:
-            columns.append(("clean data, never trained on", reference))
-        picture = panel([(title, images[:shown]) for title, images in columns], per_row=6, side=48)
-        save(picture, folder / "samples.png")
-
-        distances = self._distances(held_out, samples, reference, n, pl_module.device)
-        title = f"Frechet distance to clean data ({self.extractor}, n = {n})"
-        table = "\n".join([*_table("PSNR, dB", restoration), "", *_table(title, distances)]).strip() + "\n"
-        facts = {
-            "step": trainer.global_step,
-            "sigma_n": float(data.sigma_n),
-            "psnr": {
-                "values": restoration,
-                "n": min(self.num_restored, int((held_out.sigma_n > 0).sum())),
-                "draws": self.draws,
-            },
-            "frechet_distance": {"values": distances, "n": n, **self._facts()},
-            "sampler": {**_solver(self.sampler), "seed": self.seed},
-            "posterior_sampler": _solver(self.posterior_sampler),
-            "ema_half_life": pl_module.ema.half_lives[0],  # type: ignore[union-attr, index]
-            "device": str(pl_module.device),
-        }
+        for name, picture in pictures.items():
+            save(picture, folder / f"{name}.png")
+        facts["ema_half_life"] = pl_module.ema.half_lives[0]  # type: ignore[union-attr, index]
         (folder / "report.md").write_text(table)
         (folder / "report.json").write_text(json.dumps(facts, indent=1) + "\n")
         print(f"\n{table}\nPictures and figures: {folder}")
 
-    def _restore(self, denoiser: Any, held_out: NoisyBatch, device: torch.device, folder: Path) -> dict[str, float]:
-        """Draws restored items; PSNR of each estimate where clean references exist."""
-        noisy = (held_out.sigma_n > 0).nonzero()[: self.num_restored, 0]
-        if held_out.sigma_n.ndim > 1 or len(noisy) == 0:
-            return {}
-        x_n, sigma_n, index = (x[noisy] for x in held_out[:3])
-        estimates, draws = [], []
-        parts = zip(*(t.split(self.batch_size) for t in (x_n.to(device), sigma_n.to(device), index)), strict=True)
-        for x, sigma, numbers in tqdm(list(parts), desc="restorations", leave=False):
-            estimates.append(one_step(denoiser, x, sigma).cpu())
-            indices = numbers.tolist()
-            draws.append(
-                posterior_samples(
-                    denoiser, x, sigma, self.draws, self.posterior_sampler, seed=self.seed, indices=indices
-                ).cpu()
+    def _measure(
+        self, trainer: Trainer, denoiser: Denoiser, device: torch.device
+    ) -> tuple[str, dict[str, Any], dict[str, Picture]]:
+        """The table, the figures with their conditions, and the pictures; all processes share the work."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        hidden = trainer.progress_bar_callback is None
+        wanted = max(self.num_images, self.num_restored)
+        held_out = first_items(list(islice(data.val_dataloader(), math.ceil(wanted / data.batch_size))), wanted)
+        restoration = self._restore(denoiser, held_out, hidden)
+        reference = self._reference(data)
+        # One n for every set: distances at different n cannot be compared.
+        n = min(self.num_images, len(held_out.x_n), self.num_images if reference is None else len(reference))
+        stops = {"truncated samples": data.sigma_n} if data.sigma_n > 0 else {}
+        samples = {
+            name: generate(
+                denoiser,
+                data.shape,
+                n,
+                self.sampler,
+                seed=self.seed,
+                truncate_at=stop,
+                batch_size=self.batch_size,
+                progress=None if hidden else name,
             )
-        estimate, drawn = torch.cat(estimates), torch.cat(draws, dim=1)
-        x_0 = None if held_out.x_0 is None else held_out.x_0[noisy]
-        shown = slice(8 if x_n.ndim == 4 else None)
-        picture = restoration_panel(x_n[shown], estimate[shown], drawn[:, shown], None if x_0 is None else x_0[shown])
-        save(picture, folder / "restoration.png")
-        if x_0 is None:
-            return {}
-        columns = {
-            "noisy input": x_n,
-            "one-step estimate": estimate,
-            "one posterior draw": drawn[0],
-            f"mean of {self.draws} posterior draws": drawn.mean(0),
+            for name, stop in {**stops, "full samples": None}.items()
         }
-        return {name: round(float(psnr(images, x_0).mean()), 2) for name, images in columns.items()}
+        distances = self._distances(held_out, samples, reference, n, device, hidden)
 
-    def _sample(self, denoiser: Any, shape: tuple[int, ...], stop: float | None, n: int) -> Tensor:
-        name = "full samples" if stop is None else "truncated samples"
-        parts = []
-        for indices in tqdm(torch.arange(n).split(self.batch_size), desc=name, leave=False):
-            size = (len(indices), *shape)
-            part = sample(denoiser, size, self.sampler, seed=self.seed, indices=indices.tolist(), truncate_at=stop)
-            parts.append(part.cpu())
-        return torch.cat(parts)
+        shown = 36 if len(data.shape) == 3 else n
+        columns = [(f"noisy data, sigma {data.sigma_n:.3g}", held_out.x_n), *samples.items()]
+        if reference is not None:
+            columns.append(("clean data, never trained on", reference))
+        pictures = {"samples": panel([(title, images[:shown]) for title, images in columns], per_row=6, side=48)}
+        if restoration is not None:
+            pictures["restoration"] = _picture(restoration)
+
+        psnr, ssim, coverage = _figures(restoration)
+        restored = {"n": 0 if restoration is None else len(restoration.x_n), "draws": self.draws}
+        facts = {
+            "step": trainer.global_step,
+            "sigma_n": float(data.sigma_n),
+            "psnr": {**_values(psnr, 2), **restored},
+            "ssim": {**_values(ssim, 3), **restored},
+            # Under the nominal level in percent the share of clean pixels that such intervals hold.
+            "interval_coverage": {**_values(coverage, 3), **restored},
+            "frechet_distance": {**_values(distances, 2), "n": n, **self._facts()},
+            "sampler": {**_solver(self.sampler), "seed": self.seed},
+            "posterior_sampler": _solver(self.posterior_sampler),
+            "device": str(device),
+        }
+        title = f"Frechet distance to clean data ({self.extractor}, n = {n})"
+        tables = [_table("PSNR, dB", psnr, 2), _table("SSIM", ssim, 3), _table(title, distances, 2)]
+        return "\n".join(table for table in tables if table), facts, pictures
+
+    def _restore(self, denoiser: Denoiser, held_out: NoisyBatch, hidden: bool) -> Restoration | None:
+        """Restores the first noisy items; None if there are none."""
+        items = noisy_items(held_out, self.num_restored)
+        if items is None:
+            return None
+        return restore(
+            denoiser,
+            items.x_n,
+            items.sigma_n,
+            items.index.tolist(),
+            items.x_0,
+            draws=self.draws,
+            sampler=self.posterior_sampler,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            progress=None if hidden else "restorations",
+        )
 
     def _reference(self, data: Any) -> Tensor | None:
         """As many clean training images, picked by the seed."""
@@ -198,35 +212,78 @@ class Report(Callback):
         return torch.stack([reference[int(i)] for i in chosen])
 
     def _distances(
-        self, held_out: NoisyBatch, samples: dict[str, Tensor], reference: Tensor | None, n: int, device: torch.device
-    ) -> dict[str, float]:
+        self,
+        held_out: NoisyBatch,
+        samples: dict[str, Tensor],
+        reference: Tensor | None,
+        n: int,
+        device: torch.device,
+        hidden: bool,
+    ) -> dict[str, Estimate]:
         """Distance of each set to the reference."""
-        if self._features is None or reference is None or held_out.x_0 is None:
+        extractor = self._features
+        if extractor is None or reference is None or held_out.x_0 is None:
             return {}
+
+        def features(name: str, images: Tensor) -> FeatureStatistics:
+            progress = None if hidden else f"features of {name}"
+            return extract_features(images[:n], extractor, batch_size=self.batch_size, device=device, progress=progress)
+
+        clean = features("the reference", reference)
         sets = {"noisy data": held_out.x_n, **samples, "held-out clean data": held_out.x_0}
-        distances = {}
-        metric = FrechetDistance(self._features, sync_on_compute=False).to(device)
-        with tqdm(total=n * (1 + len(sets)), desc="features", unit="image", leave=False) as bar:
-            for name, images in {"reference": reference, **sets}.items():
-                metric.reset()  # keeps the reference
-                for part in images[:n].split(self.batch_size):
-                    metric.update(part.to(device), real=name == "reference")
-                    bar.update(len(part))
-                if name != "reference":
-                    distances[name] = round(float(metric.compute()), 2)
-        return distances
+        return {name: frechet_distance(features(name, images), clean) for name, images in sets.items()}
 
     def _facts(self) -> dict[str, Any]:
         return {} if self._features is None else {"extractor": self._features.name, "digest": self._features.digest}
+
+
+_Figures = dict[str, Estimate]
+
+
+def _figures(restoration: Restoration | None) -> tuple[_Figures, _Figures, _Figures]:
+    """PSNR, SSIM and interval coverage, as far as there are any, by what tables call them."""
+    if restoration is None or restoration.x_0 is None:
+        return {}, {}, {}
+    names = {
+        "noisy": "noisy input",
+        "one_step": "one-step estimate",
+        "draw": "one posterior draw",
+        "mean": f"mean of {len(restoration.draws)} posterior draws",
+    }
+    parts: dict[str, _Figures] = {"psnr": {}, "ssim": {}, "interval_coverage": {}}
+    for name, estimate in restoration_quality(restoration).items():
+        for measure, part in parts.items():
+            if name.startswith(measure):
+                rest = name.removeprefix(f"{measure}_")
+                part[names.get(rest, rest)] = estimate
+    return parts["psnr"], parts["ssim"], parts["interval_coverage"]
+
+
+def _picture(restoration: Restoration) -> Picture:
+    shown = slice(8 if restoration.x_n.ndim == 4 else None)
+    x_0 = None if restoration.x_0 is None else restoration.x_0[shown]
+    return restoration_panel(restoration.x_n[shown], restoration.one_step[shown], restoration.draws[:, shown], x_0)
 
 
 def _solver(sampler: Sampler) -> dict[str, Any]:
     return {"name": sampler.name, "steps": sampler.steps, "nfe": sampler.evaluations(sampler.steps)}
 
 
-def _table(title: str, values: dict[str, float]) -> list[str]:
-    if not values:
-        return []
-    width = max(len(title), *map(len, values))
-    rows = [f"| {name:<{width}} | {value:8.2f} |" for name, value in values.items()]
-    return [f"| {title:<{width}} |          |", f"|{'-' * (width + 2)}|---------:|", *rows]
+def _values(estimates: _Figures, digits: int) -> dict[str, dict[str, float | None]]:
+    """For JSON, which has no word for what is not finite: that is null."""
+
+    def plain(number: float | None, digits: int) -> float | None:
+        return None if number is None or not math.isfinite(number) else round(number, digits)
+
+    return {
+        "values": {name: plain(value, digits) for name, (value, _) in estimates.items()},
+        "standard_errors": {name: plain(error, digits + 1) for name, (_, error) in estimates.items()},
+    }
+
+
+def _table(title: str, estimates: _Figures, digits: int) -> str:
+    if not estimates:
+        return ""
+    width = max(len(title), *map(len, estimates))
+    rows = [f"| {name:<{width}} | {value:8.{digits}f} |" for name, (value, _) in estimates.items()]
+    return "\n".join([f"| {title:<{width}} |          |", f"|{'-' * (width + 2)}|---------:|", *rows, ""])

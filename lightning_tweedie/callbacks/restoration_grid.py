@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_tweedie.callbacks.picture import PictureCallback
 from lightning_tweedie.data.batch import NoisyBatch
 from lightning_tweedie.errors import UserError
+from lightning_tweedie.evaluation.restoration import noisy_items
 from lightning_tweedie.metrics.restoration import psnr
 from lightning_tweedie.pictures import Picture, panel
 from lightning_tweedie.sampling import Ancestral, Sampler, one_step, posterior_samples
@@ -49,15 +50,14 @@ class RestorationGrid(PictureCallback):
         if batch.sigma_n.ndim > 1:
             rank_zero_warn("RestorationGrid draws nothing: posterior draws need one noise level per item, not a map.")
             return None
-        noisy = batch.sigma_n > 0  # there is nothing to restore in a clean item
-        if not noisy.any():
+        items = noisy_items(batch)
+        if items is None:
             return None
-        x_n, sigma_n, index = (x[noisy] for x in batch[:3])
+        x_n, sigma_n, index, x_0 = items
         denoiser: Any = pl_module.eval_denoiser
         draws = posterior_samples(
             denoiser, x_n, sigma_n, self.draws, self.sampler, seed=self.seed, indices=index.tolist()
         )
-        x_0 = None if batch.x_0 is None else batch.x_0[noisy]
         return restoration_panel(x_n, one_step(denoiser, x_n, sigma_n), draws, x_0)
 
 

@@ -1,1 +1,1 @@
-"""The commands of the command line, one file each. `sample` and `denoise` do without Lightning."""
+"""The commands of the command line, one file each, and what they share. Those that do not train load no Lightning."""

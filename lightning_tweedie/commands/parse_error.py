@@ -7,7 +7,9 @@ import importlib
 import inspect
 import re
 
-__all__ = ["one_sentence"]
+from lightning_tweedie.errors import UserError
+
+__all__ = ["one_sentence", "user_error_in"]
 
 KEY = re.compile(r'Parser key "([^"]+)":?')
 CLASS = re.compile(r"Problem with given class_path '([^']+)'")
@@ -55,6 +57,21 @@ def one_sentence(message: str, command: str = "fit") -> str:
         return f"{'.'.join(path)} = {given} is not valid, expected {kinds}: correct it {remedy}"
     text = "; ".join(dict.fromkeys(d.strip("- ") for d, _ in details if not EXPECTED.search(d) or len(details) == 1))
     return " ".join(f"{'.'.join(path)}{': ' if path else ''}{text} {remedy}".split())
+
+
+def user_error_in(error: BaseException) -> UserError | None:
+    """What an object said when it was made with wrong settings, out of the parser's words around it.
+
+    Args:
+        error: What jsonargparse raised.
+
+    Returns:
+        The cause that is a mistake of the user's; None if there is none.
+    """
+    inner: BaseException | None = error
+    while inner is not None and not isinstance(inner, UserError):
+        inner = inner.__cause__ or inner.__context__
+    return inner
 
 
 def _deepest(message: str) -> tuple[list[str], list[tuple[str, str]]]:

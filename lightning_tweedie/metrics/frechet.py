@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
 
 import torch
 from torch import Tensor
-from torchmetrics.image.fid import FrechetInceptionDistance
 
-from lightning_tweedie.metrics.features import FeatureExtractor
+from lightning_tweedie.errors import UserError
+from lightning_tweedie.metrics.estimate import Estimate
+from lightning_tweedie.metrics.feature_statistics import FeatureStatistics
 
-__all__ = ["FrechetDistance", "gaussian_frechet_distance"]
+__all__ = ["frechet_distance", "gaussian_frechet_distance"]
 
-_REFERENCE = ("real_features_sum", "real_features_cov_sum", "real_features_num_samples")
+_ROWS = 5000  # features that the standard error is estimated from, which makes it right within 2 percent or so
 
 
 def gaussian_frechet_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> Tensor:
     """Squared Frechet (2-Wasserstein) distance between ``N(mean_a, cov_a)`` and ``N(mean_b, cov_b)``.
 
     ``|mean_a - mean_b|^2 + tr(cov_a + cov_b - 2 (cov_a^(1/2) cov_b cov_a^(1/2))^(1/2))``, equation 6 of
-    1706.08500. The symmetric form takes half the time of the eigenvalues of ``cov_a cov_b`` and has only
-    real ones, also for singular covariances.
+    1706.08500. Unlike ``cov_a cov_b``, whose eigenvalues are the same, the symmetric product has only real ones in
+    floating point too, also for singular covariances.
 
     Args:
         mean_a: ``(d,)`` float64, as all others.
@@ -33,63 +34,78 @@ def gaussian_frechet_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov
     """
     if not all(bool(x.isfinite().all()) for x in (mean_a, cov_a, mean_b, cov_b)):
         return mean_a.new_tensor(torch.nan)
-    values, vectors = torch.linalg.eigh(cov_a)
-    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.mT
-    product = torch.linalg.eigvalsh(root @ cov_b @ root)
-    trace = cov_a.trace() + cov_b.trace() - 2 * product.clamp(min=0).sqrt().sum()
-    return (mean_a - mean_b).square().sum() + trace
+    # Any factor of cov_a in place of its symmetric root gives the same eigenvalues, and Cholesky's is had much faster.
+    factor, failed = torch.linalg.cholesky_ex(cov_a)
+    if failed:
+        values, vectors = torch.linalg.eigh(cov_a)
+        factor = vectors * values.clamp(min=0).sqrt()
+    product = torch.linalg.eigvalsh(factor.mT @ cov_b @ factor).clamp(min=0)
+    return (mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * product.sqrt().sum()
 
 
-class FrechetDistance(FrechetInceptionDistance):
-    """Torchmetrics' Frechet distance with one of our extractors.
+def frechet_distance(generated: FeatureStatistics, reference: FeatureStatistics) -> Estimate:
+    """Squared Frechet distance between the Gaussians with the means and covariances of two sets of features.
 
-    The difference: the result is float64, and a process that saw no image may take part in it. Statistics
-    are sums in float64 over all processes, so the distance does not depend on how images were divided
-    among them. The reference stays when the metric is reset.
+    Sets of ``n`` images give too large a distance, by about ``1/n`` of something that depends on the features: compare
+    numbers only at equal ``n``. The standard error says nothing about that; it is about the scatter from set to set.
 
-    Use: ``update(images, real=True)`` with reference images, ``update(images, real=False)`` with others,
-    ``compute()``. Small sets give large distances (the estimate is biased by about ``1/n``): compare
-    numbers only at equal ``n``.
+    It is the delta method's. The squared distance is a smooth function of means and covariances, and a feature ``x``
+    of the generated set, with mean ``m`` and covariance ``C``, moves it in proportion to ``2 (m - m_r) (x - m) +
+    tr[(1 - T) ((x - m) (x - m)^T - C)]``, where ``T`` is the matrix of the optimal transport map to the reference's
+    Gaussian; likewise for the reference with ``T^-1``. The variances of both, each over its ``n``, add up. A reference
+    whose features are not known is taken for exact. Where the laws are all but equal these first-order terms vanish in
+    truth, and their estimates, up to half too large, err on the safe side. Where a set has no more images than its
+    features have dimensions its covariance is singular, the function is not smooth, and there is no standard error.
 
     Args:
-        extractor: Where features come from.
-        kwargs: Further arguments of torchmetrics' ``Metric``.
+        generated: Statistics of one set.
+        reference: Statistics of the other, in the same features (``FeatureStatistics.check``).
+
+    Returns:
+        The squared distance, not a number if a feature is not.
+
+    Raises:
+        UserError: If the features have different lengths.
     """
-
-    def __init__(self, extractor: FeatureExtractor, **kwargs: Any) -> None:
-        super().__init__(feature=extractor, reset_real_features=False, **kwargs)
-
-    @property
-    def extractor(self) -> FeatureExtractor:
-        """Where features come from."""
-        return self.inception  # type: ignore[return-value]
-
-    def compute(self) -> Tensor:
-        """The distance, a float64 scalar.
-
-        Raises:
-            RuntimeError: If either set has fewer than two images.
-        """
-        n_real, n_fake = int(self.real_features_num_samples), int(self.fake_features_num_samples)
-        if min(n_real, n_fake) < 2:
-            raise RuntimeError(f"a Frechet distance needs two images or more on both sides, not {n_real} and {n_fake}")
-        return gaussian_frechet_distance(
-            *_moments(self.real_features_sum, self.real_features_cov_sum, n_real),
-            *_moments(self.fake_features_sum, self.fake_features_cov_sum, n_fake),
+    d = reference.num_features
+    if generated.num_features != d:
+        raise UserError(
+            f"features of length {generated.num_features} and {d} cannot be compared: use the same extractor for both"
         )
-
-    def reference_statistics(self) -> dict[str, Tensor]:
-        """Sums over the reference images seen so far by all processes; every process must ask."""
-        with self.sync_context():
-            return {name: getattr(self, name).clone() for name in _REFERENCE}
-
-    def load_reference_statistics(self, statistics: dict[str, Tensor]) -> None:
-        """Takes sums of an earlier run as this process' share; other processes must then have none."""
-        for name in _REFERENCE:
-            getattr(self, name).copy_(statistics[name])
+    distance = float(gaussian_frechet_distance(generated.mean, generated.cov, reference.mean, reference.cov))
+    regular = generated.features is not None and all(s.n is None or s.n > d for s in (generated, reference))
+    return Estimate(distance, _standard_error(generated, reference) if regular and math.isfinite(distance) else None)
 
 
-def _moments(total: Tensor, outer: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased covariance from the sums of features and of their outer products."""
-    mean = total / n
-    return mean, (outer - n * torch.outer(mean, mean)) / (n - 1)
+def _standard_error(generated: FeatureStatistics, reference: FeatureStatistics) -> float:
+    # Where features are constant the covariances are singular, and the distance is still smooth in the others. What
+    # is added is nothing beside the variances that count.
+    tiny = torch.finfo(torch.float64).tiny
+    added = 1e-10 * (generated.cov.trace() + reference.cov.trace()) + tiny
+    identity = torch.eye(generated.num_features, dtype=torch.float64)
+    cov_g, cov_r = generated.cov + added * identity, reference.cov + added * identity
+    factor = torch.linalg.cholesky(cov_r)
+    product, turn = torch.linalg.eigh(factor.mT @ cov_g @ factor)
+    # With cov_r = F F^T and F^T cov_g F = V L V^T: T = F V L^(-1/2) V^T F^T, so x^T T x is the square of a vector, and
+    # so is x^T T^-1 x.
+    root = product.clamp(min=tiny) ** 0.25
+    shift = generated.mean - reference.mean
+    variance = _variance(generated, shift, factor @ turn / root)
+    if reference.features is not None:
+        inverse = torch.linalg.solve_triangular(factor.mT, turn * root, upper=True)
+        variance += _variance(reference, -shift, inverse)
+    return variance**0.5
+
+
+def _variance(statistics: FeatureStatistics, shift: Tensor, half: Tensor) -> float:
+    """Variance of the distance due to the scatter of one set's features.
+
+    Args:
+        statistics: The set.
+        shift: Its mean less the other's.
+        half: ``H`` with ``H H^T`` the matrix of the transport map to the other.
+    """
+    assert statistics.features is not None and statistics.n is not None
+    rows = statistics.features[:: -(-statistics.n // _ROWS)].double() - statistics.mean
+    influence = 2 * rows @ shift + rows.square().sum(1) - (rows @ half).square().sum(1)
+    return float(influence.var()) / statistics.n

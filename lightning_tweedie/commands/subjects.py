@@ -1,0 +1,210 @@
+"""What `evaluate` measures: sets of images that are there already, and samples of checkpoints."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
+
+from lightning_tweedie.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.utils.data import Dataset
+
+    from lightning_tweedie.checkpoint import TrainedDenoiser
+    from lightning_tweedie.evaluation.processes import Processes
+    from lightning_tweedie.sampling import Sampler
+
+__all__ = ["Checkpoint", "GeneratedImages", "Samples", "Subject", "short_names"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that is evaluated.
+
+    Args:
+        name: What tables call it.
+        path: Where it is.
+        trained: What it holds.
+        average: Which of its weight averages.
+    """
+
+    name: str
+    path: str
+    trained: TrainedDenoiser
+    average: int
+
+    def facts(self) -> dict[str, Any]:
+        """Its part in a row of the results."""
+        return {
+            "ema_half_life": self.trained.half_life,
+            "checkpoint": self.path,
+            "checkpoint_digest": self.trained.digest,
+            "step": self.trained.step,
+            "sigma_n": self.trained.sigma_n,
+        }
+
+
+@dataclass(frozen=True)
+class GeneratedImages:
+    """Images that are there already.
+
+    Args:
+        name: What tables call them.
+        dataset: All of them.
+        indices: Those that are used.
+    """
+
+    name: str
+    dataset: Dataset[Tensor]
+    indices: list[int]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the first one."""
+        return tuple(self.dataset[self.indices[0]].shape)
+
+    @property
+    def title(self) -> str:
+        """The name."""
+        return self.name
+
+    def facts(self) -> dict[str, Any]:
+        """Nothing is known of how they were made."""
+        return {}
+
+    def images(
+        self, store: Path, batch_size: int, processes: Processes, device: Any, progress: str
+    ) -> tuple[Dataset[Tensor] | Tensor, list[int]]:
+        """The images, and the numbers of those that are used; there is nothing to make."""
+        return self.dataset, self.indices
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples of a checkpoint, made in one way.
+
+    Args:
+        checkpoint: Whose.
+        sampler: Solver and grid.
+        truncated: Whether sampling stops at the noise level of the training data.
+        count: How many.
+        seed: Their seed.
+    """
+
+    checkpoint: Checkpoint
+    sampler: Sampler
+    truncated: bool
+    count: int
+    seed: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return self.checkpoint.trained.shape
+
+    @property
+    def name(self) -> str:
+        """That of the checkpoint; how they were made stands in other columns."""
+        return self.checkpoint.name
+
+    @property
+    def title(self) -> str:
+        """Name and conditions in one line."""
+        return f"{self.name}, {self.sampler.name} {self.sampler.steps}, {self._sampling}"
+
+    @property
+    def _sampling(self) -> str:
+        return "truncated" if self.truncated else "full"
+
+    @property
+    def _stop(self) -> float | None:
+        return self.checkpoint.trained.sigma_n if self.truncated else None
+
+    def facts(self) -> dict[str, Any]:
+        """Its part in a row of the results."""
+        return self.checkpoint.facts() | {
+            "sampling": self._sampling,
+            "sampler": self.sampler.name,
+            "steps": self.sampler.steps,
+            "nfe": self.sampler.evaluations(len(self.sampler.levels(truncate_at=self._stop))),
+        }
+
+    def images(
+        self, store: Path, batch_size: int, processes: Processes, device: Any, progress: str
+    ) -> tuple[Dataset[Tensor] | Tensor, list[int]]:
+        """Makes the samples. Every process must ask.
+
+        Args:
+            store: Finished ones are kept in a folder of their own below this one, and found there again.
+            batch_size: Samples made at once.
+            processes: Who shares the work.
+            device: Where it is done.
+            progress: What the progress bar says.
+
+        Returns:
+            The samples, and their numbers.
+        """
+        from lightning_tweedie.evaluation.samples import generate
+
+        trained = self.checkpoint.trained
+        parts = (
+            re.sub(r"[^\w.+-]+", "_", PurePath(self.checkpoint.path).stem),
+            trained.digest[:8],
+            f"average{self.checkpoint.average}",
+            f"{self.sampler.name}{self.sampler.steps}",
+            self._sampling,
+            f"seed{self.seed}",
+        )
+        # On the device only as long as it is needed: there may be many.
+        trained.denoiser.to(device)
+        images = generate(
+            trained.denoiser,
+            trained.shape,
+            self.count,
+            self.sampler,
+            seed=self.seed,
+            truncate_at=self._stop,
+            batch_size=batch_size,
+            processes=processes,
+            store=store / "-".join(parts),
+            progress=progress,
+        )
+        trained.denoiser.to("cpu")
+        return images, list(range(self.count))
+
+
+Subject = GeneratedImages | Samples
+"""A set of images that has its line in the table."""
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """The last parts of paths, as many as tell them all apart.
+
+    Raises:
+        UserError: Two are the same.
+
+    Examples:
+        >>> short_names(["runs/a/fit_0/last.ckpt", "runs/b/fit_0/last.ckpt", "samples/"])
+        ['a/fit_0/last.ckpt', 'b/fit_0/last.ckpt', 'samples']
+    """
+    parts = [PurePath(path).parts for path in paths]
+    for path, its in zip(paths, parts, strict=True):
+        if parts.count(its) > 1:
+            raise UserError(f"{path!r} is named twice: name it once")
+    lengths = [1] * len(paths)
+    while True:
+        names = ["/".join(its[-length:]) for its, length in zip(parts, lengths, strict=True)]
+        clashes = [names.count(name) > 1 for name in names]
+        if not any(clashes):
+            return names
+        lengths = [length + clash for length, clash in zip(lengths, clashes, strict=True)]
