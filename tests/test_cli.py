@@ -176,18 +176,23 @@ class Interrupt(Callback):
             os.kill(os.getpid(), self.signal)
 
 
-@pytest.mark.parametrize(("signal", "status", "name"), [(15, 143, "interrupted"), (2, 1, "exception")])
-def test_an_interrupted_run_saves_its_state_and_fails(tmp_path: Path, signal: int, status: int, name: str) -> None:
+@pytest.mark.parametrize(("number", "status", "name"), [(15, 143, "interrupted"), (2, 1, "exception")])
+def test_an_interrupted_run_saves_its_state_and_fails(tmp_path: Path, number: int, status: int, name: str) -> None:
     (tmp_path / "stop.yaml").write_text(
         "trainer:\n  callbacks:\n    - class_path: test_cli.Interrupt\n"
-        f"      init_args: {{step: 12, signal: {signal}}}\n"
+        f"      init_args: {{step: 12, signal: {number}}}\n"
     )
-    assert run(tmp_path, "fit", "--config", str(tmp_path / "stop.yaml")) == status
+    # A shell's background job, as these tests may be one, ignores the interrupt of the keyboard.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert run(tmp_path, "fit", "--config", str(tmp_path / "stop.yaml")) == status
+    finally:
+        signal.signal(signal.SIGINT, before)
     folder = tmp_path / "runs/ring/fit_0/checkpoints"
     saved = checkpoint(folder / f"{name}.ckpt")
-    assert saved["global_step"] == (13 if signal == 15 else 12)
+    assert saved["global_step"] == (13 if number == 15 else 12)
     assert checkpoint(folder / "last.ckpt")["global_step"] == 10
-    if signal == 15:
+    if number == 15:
         assert run(tmp_path, "fit") == 0
         assert run(tmp_path, "fit", "--ckpt_path", str(folder / "interrupted.ckpt")) == 0
         assert_same_state(*(tmp_path / f"runs/ring/fit_{i}/checkpoints/last.ckpt" for i in (1, 2)))
