@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 
 from lightning_tweedie.denoiser import Denoiser
+from lightning_tweedie.digests import file_digest
 from lightning_tweedie.errors import UserError
 from lightning_tweedie.serialization import from_config
 
@@ -34,7 +35,7 @@ class TrainedDenoiser:
         sigma_n: Largest noise level of the training data, on the scale of the data.
         half_life: Half-life of that average in optimiser steps; None if the checkpoint does not say.
         step: Optimiser steps of training; None if the checkpoint does not say.
-        digest: SHA-256 of the checkpoint's file.
+        path: The checkpoint's file.
     """
 
     denoiser: Denoiser
@@ -42,7 +43,28 @@ class TrainedDenoiser:
     sigma_n: float
     half_life: float | None
     step: int | None
-    digest: str
+    path: str
+
+    def __post_init__(self) -> None:
+        self._stamp = _stamp(self.path)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the checkpoint's file, which is read when this is first asked for.
+
+        Raises:
+            UserError: The file is no longer the one that was loaded, as may happen to the last one of a training that
+                goes on.
+        """
+        try:
+            if _stamp(self.path) == self._stamp:
+                return file_digest(self.path)
+        except OSError:
+            pass
+        raise UserError(
+            f"the checkpoint {self.path!r} has been removed or written anew since it was loaded: give a copy of it, or "
+            "wait for the end of the training"
+        )
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -116,7 +138,7 @@ def load_denoiser(
             float(content["sigma_n"]),
             None if half_lives is None else float(half_lives[average]),
             None if step is None else int(step),
-            _sha256(path),
+            os.fspath(path),
         )
     except UserError:
         raise
@@ -133,9 +155,7 @@ def _first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0].rstrip(":. ")
 
 
-def _sha256(path: str | os.PathLike[str]) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def _stamp(path: str) -> tuple[int, ...]:
+    """What changes when a file is written anew."""
+    status = os.stat(path)
+    return status.st_ino, status.st_size, status.st_mtime_ns

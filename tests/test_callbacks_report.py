@@ -183,3 +183,12 @@ def test_what_cannot_be_reported_is_refused_before_training() -> None:
         setup(Report(extractor=None), Gaussian(sigma=SIGMA, holdout=0))
     with pytest.raises(UserError, match="draws = 1"):
         Report(draws=1)
+
+
+def test_the_step_is_that_of_the_weights(tmp_path: Path, report: Report) -> None:
+    """The trainer counts from 0 when it tests a checkpoint."""
+    few(report)
+    module = TweedieModule(Exact(network()))
+    module.ema.steps = 7
+    trainer(tmp_path, report).test(module, datamodule=Gaussian(sigma=SIGMA, holdout=50), verbose=False)
+    assert facts(tmp_path)["step"] == 7

@@ -1,5 +1,6 @@
 """Restorations logged in the course of training: the right numbers, whoever computes them, and nothing disturbed."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,17 @@ def test_rows_say_what_the_values_depend_on(tmp_path: Path) -> None:
         facts = {"subject": "val", "n": 20, "sampler": "ancestral", "steps": 3, "nfe": 3, "seed": 0, "step": 0}
         assert facts.items() <= row.items()
         assert row["sigma_n"] == pytest.approx(SIGMA) and row["ema_half_life"] == 1000 and row["device"] == "cpu"
+
+
+def test_a_test_says_which_checkpoint_it_was(tmp_path: Path) -> None:
+    run = trainer(tmp_path / "fit", ModelCheckpoint(tmp_path), max_steps=5, enable_checkpointing=True)
+    run.fit(learner(), datamodule=Gaussian())
+    (path,) = tmp_path.glob("*.ckpt")
+    test = trainer(tmp_path / "test", quality())
+    test.test(learner(), datamodule=Gaussian(tested=20), ckpt_path=str(path), verbose=False)
+    facts = {"subject": "test", "step": 5, "checkpoint": str(path)}
+    facts["checkpoint_digest"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert all(facts.items() <= row.items() for row in rows(tmp_path / "test"))
 
 
 def test_tests_use_the_test_set(tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ from lightning_tweedie.data.digits import read_digits
 from lightning_tweedie.datamodules import Digits
 from lightning_tweedie.evaluation import samples as generation
 from lightning_tweedie.evaluation.extraction import extract_features
-from lightning_tweedie.evaluation.quality import renoise, sample_quality
+from lightning_tweedie.evaluation.noisy_images import renoise
+from lightning_tweedie.evaluation.quality import sample_quality
 from lightning_tweedie.evaluation.restoration import restoration_quality, restore
 from lightning_tweedie.metrics.feature_statistics import FeatureStatistics
 from lightning_tweedie.metrics.features import resolve_extractor
@@ -228,6 +229,32 @@ def test_copies_of_training_images_are_found(
     assert evaluate(tmp_path / "c.json", "--generated", folders["generated"], *options)["memorised_share"] == 0
 
 
+def test_any_training_image_may_have_been_learnt_by_heart(
+    images: dict[str, Tensor], folders: dict[str, Path], data: Path, tmp_path: Path
+) -> None:
+    """Of those, too, that other measures leave out, and of the data module's beside another reference."""
+    np.savez(tmp_path / "copies.npz", samples=(images["reference"] + 0.01).clamp(-1, 1).numpy())
+    both = ("--generated", tmp_path / "copies.npz", "--metrics", "fid,memorisation")
+    few = evaluate(tmp_path / "few.json", *both, "--reference", folders["reference"], "--num_reference", 12)
+    assert few["memorised_share"] == 1
+    rows = {row["metric"]: row["n_reference"] for row in few["rows"]}
+    assert (rows[FD], rows["memorised_share"], rows["similarity_mean_Encoder"]) == (12, 40, 40)
+
+    clean = digits().reference_set()
+    assert clean is not None
+    training = torch.stack([clean[i] for i in range(100)])
+    others = torch.from_numpy(read_digits()[-60:]).float().reshape(-1, 1, 28, 28) / 127.5 - 1
+    for name, its in (("trained", training), ("others", others)):
+        np.savez(tmp_path / f"{name}.npz", samples=its.numpy())
+    beside = ("--data", data, "--reference", tmp_path / "others.npz", "--metrics", "fid,memorisation")
+    found = evaluate(tmp_path / "t.json", "--generated", tmp_path / "trained.npz", *beside)
+    assert found["memorised_share"] == 1
+    assert [row["n_reference"] for row in found["rows"]][:2] == [60, 100]
+    # The control: they are no copies of the reference.
+    alone = ("--reference", tmp_path / "others.npz", "--metrics", "memorisation")
+    assert evaluate(tmp_path / "a.json", "--generated", tmp_path / "trained.npz", *alone)["memorised_share"] < 0.1
+
+
 def test_grey_images_and_the_same_in_colour_are_one(images: dict[str, Tensor], tmp_path: Path) -> None:
     grey = {name: its[:, :1] for name, its in images.items()}
     folders = {name: write_folder(its, tmp_path / name) for name, its in grey.items()}  # read in colour
@@ -291,8 +318,8 @@ def data(tmp_path: Path) -> Path:
     return path
 
 
-def digits() -> Digits:
-    module = Digits(sigma=0.5, holdout=4900)
+def digits(holdout: int = 4900) -> Digits:
+    module = Digits(sigma=0.5, holdout=holdout)
     module.setup("test")
     return module
 
@@ -431,12 +458,12 @@ class Natural(NoisyDataModule):
 """
 
 
-def test_restorations_and_their_calibration(ckpt: Path, data: Path, tmp_path: Path) -> None:
+def test_restorations_and_their_calibration(ckpt: Path, tmp_path: Path) -> None:
     options = (
         "--ckpt_path",
         ckpt,
         "--data",
-        data,
+        ckpt.parent.parent / "config.yaml",
         "--metrics",
         "restoration",
         "--num_restored",
@@ -447,7 +474,7 @@ def test_restorations_and_their_calibration(ckpt: Path, data: Path, tmp_path: Pa
         "2,3",
     )
     result = evaluate(tmp_path / "r.json", *options)
-    batch = evaluation_data.held_out(digits(), 5, 0)
+    batch = evaluation_data.held_out(digits(16), 5, 0)
     assert batch.x_0 is not None
     torch.testing.assert_close(batch.x_n - batch.x_0, 0.5 * (batch.x_n - batch.x_0) / 0.5)
     trained = load_denoiser(ckpt)
@@ -466,9 +493,9 @@ def test_restorations_and_their_calibration(ckpt: Path, data: Path, tmp_path: Pa
         assert not rows
     for name in ("r_calibration.png", "r_restoration.png"):
         assert Image.open(tmp_path / name).size[0] > 100
-    assert not (tmp_path / "r_samples").exists()
+    assert [path.name for path in (tmp_path / "r_samples").iterdir()] == ["restorations"]
     # Held-out items are no training items.
-    training = digits().noisy_set().places.tolist()
+    training = digits(16).noisy_set().places.tolist()
     assert not set(training) & set(batch.index.tolist())
 
 

@@ -18,6 +18,7 @@ from lightning_tweedie.data.array import ArrayDataset
 from lightning_tweedie.data.digits import read_digits
 from lightning_tweedie.data.images import ImageArchive, ImageFolder, read_image
 from lightning_tweedie.data.toy import ring_means, ring_sample
+from lightning_tweedie.digests import file_digest
 from lightning_tweedie.errors import UserError
 
 
@@ -173,7 +174,7 @@ def cifar(path: Path, monkeypatch: pytest.MonkeyPatch, **contents: object) -> No
             member = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
-    monkeypatch.setattr(cifar10, "MD5", download._md5(path))
+    monkeypatch.setattr(cifar10, "MD5", file_digest(path, "md5"))
 
 
 def test_cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +209,7 @@ def test_cifar10_missing_or_another(tmp_path: Path) -> None:
 def test_download_checks_the_digest_and_leaves_nothing_behind(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.write_bytes(b"content")
-    right = download._md5(source)
+    right = file_digest(source, "md5")
     target = tmp_path / "cache" / "target"
     with pytest.raises(UserError, match=f"sent a file with MD5 {right} instead of 0"):
         download.download(source.as_uri(), target, "0" * 32)

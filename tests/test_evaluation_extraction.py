@@ -1,6 +1,7 @@
 """Features of the right images in the right order, once; and samples to distances on any number of processes."""
 
 import warnings
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,15 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from lightning_tweedie.errors import UserError
-from lightning_tweedie.evaluation.extraction import data_digest, extract_features, reference_statistics
+from lightning_tweedie.evaluation.extraction import (
+    data_digest,
+    extract_features,
+    reference_statistics,
+    stacked_pixels,
+)
+from lightning_tweedie.evaluation.noisy_images import renoise
 from lightning_tweedie.evaluation.processes import Processes
-from lightning_tweedie.evaluation.quality import renoise, sample_quality
+from lightning_tweedie.evaluation.quality import sample_quality
 from lightning_tweedie.evaluation.samples import CHUNK, generate
 from lightning_tweedie.metrics.feature_statistics import FeatureStatistics
 from lightning_tweedie.metrics.features import FeatureExtractor
@@ -272,3 +279,29 @@ def one_damaged_item(n: int) -> str:
 def test_a_damaged_item_ends_all_processes() -> None:
     said = in_processes(2, one_damaged_item, 2 * CHUNK)
     assert said[0] == said[1] and f"item {2 * CHUNK - 1} has shape (2,)" in said[0]
+
+
+def test_pixels_of_many_images_without_many_floats() -> None:
+    class Watched(Dataset[Tensor]):
+        alive = most = 0
+
+        def __len__(self) -> int:
+            return 100
+
+        def __getitem__(self, index: int) -> Tensor:
+            image = torch.full((3, 8, 8), index / 50 - 1)
+            Watched.alive += 1
+            Watched.most = max(Watched.most, Watched.alive)
+            weakref.finalize(image, Watched.forget)
+            return image
+
+        @classmethod
+        def forget(cls) -> None:
+            cls.alive -= 1
+
+    chosen = list(range(0, 100, 2)) + [3] * 50
+    pixels = stacked_pixels(Watched(), chosen, "a")
+    assert torch.equal(pixels, torch.stack([to_uint8(Watched()[i]) for i in chosen]))
+    assert Watched.most <= 64, "two blocks of floats at most"
+    with pytest.raises(UserError, match="the images in 'a' have several sizes"):
+        stacked_pixels([torch.zeros(3, 8, 8), torch.zeros(3, 8, 9)], [0, 1], "a")  # type: ignore[arg-type]

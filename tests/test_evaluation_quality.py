@@ -10,17 +10,19 @@ from torch import Tensor, nn
 from lightning_tweedie.data.array import ArrayDataset
 from lightning_tweedie.data.noisy import NoisyDataset
 from lightning_tweedie.errors import UserError
-from lightning_tweedie.evaluation.quality import METRICS, NoisyView, key, renoise, sample_quality
+from lightning_tweedie.evaluation.metric_names import METRICS, keys
+from lightning_tweedie.evaluation.noisy_images import NoisyView, renoise
+from lightning_tweedie.evaluation.quality import sample_quality
 from lightning_tweedie.metrics.feature_statistics import FeatureStatistics
 from lightning_tweedie.metrics.features import FeatureExtractor
 from lightning_tweedie.metrics.frechet import frechet_distance
 from lightning_tweedie.metrics.kernel import kernel_distance
-from lightning_tweedie.metrics.memorisation import memorisation
+from lightning_tweedie.metrics.memorisation import memorisation, nearest_neighbours
 from lightning_tweedie.metrics.precision_recall import density_coverage, precision_recall
 
 
 def statistics(seed: int, shift: float = 0.0) -> FeatureStatistics:
-    return FeatureStatistics.from_features(shift + torch.randn(200, 6, generator=generator(seed)))
+    return FeatureStatistics(shift + torch.randn(200, 6, generator=generator(seed)))
 
 
 def test_every_name_is_its_measure() -> None:
@@ -35,19 +37,19 @@ def test_every_name_is_its_measure() -> None:
         assert sample_quality(ours, theirs, [metric]) == values
         assert tuple(values) == METRICS[metric]
     assert list(sample_quality(ours, theirs, ["prc", "fid"])) == [*METRICS["prc"], "fid"]
-    assert (
-        tuple(memorisation(ours.features, theirs.features, ours.features, theirs.features)) == METRICS["memorisation"]
-    )
+    near = nearest_neighbours(ours.features, theirs.features)
+    assert tuple(memorisation(ours.features, theirs.features, near)) == METRICS["memorisation"]
     with pytest.raises(ValueError, match="proximal_fid"):
         sample_quality(ours, theirs, ["proximal_fid"])
 
 
-def test_names_of_values_are_unique() -> None:
+def test_names_of_values_are_unique_and_say_the_extractor() -> None:
+    in_pixels = {"memorised_share", "distance_ratio_pixel"}
     for name in ("inception", "other"):
         extractor = FeatureExtractor(nn.Identity(), name, "", 6)
-        keys = [key(metric, value, extractor) for metric, values in METRICS.items() for value in values]
-        assert len(set(keys)) == len(keys)
-        assert all(k.endswith("_other") for k in keys[:8]) == (name == "other")
+        names = [name for metric in METRICS for name in keys(metric, extractor)]
+        assert len(set(names)) == len(names) and in_pixels < set(names)
+        assert all(its.endswith("_other") == (name == "other") for its in set(names) - in_pixels)
 
 
 def test_single_features_cannot_be_had_of_their_mean_and_covariance() -> None:
@@ -82,12 +84,32 @@ def test_noise_belongs_to_the_number_of_a_sample() -> None:
     assert not torch.equal(noisy[1].x_n, renoise(images[1:2], sigma[1:2], seed=0, indices=[1])[0])
 
 
+class Counted(ArrayDataset):
+    """Knows how often it is read."""
+
+    reads = 0
+
+    def take(self, index: list[int]) -> Tensor:
+        self.reads += len(index)
+        return super().take(index)
+
+
 def test_the_view_is_that_of_the_noisy_items() -> None:
     images: Tensor = torch.rand(9, 3, 5, 5, generator=generator())
-    noisy = NoisyDataset(ArrayDataset(images), torch.linspace(0, 1, 9), seed=0, places=[8, 2, 5])
+    base = Counted(images)
+    noisy = NoisyDataset(base, torch.linspace(0, 1, 9), seed=0, places=[8, 2, 5])
     view = NoisyView(noisy)
     assert len(view) == 3
     assert all(torch.equal(view[i], noisy[i].x_n) for i in range(3))
     assert torch.equal(torch.stack(view.__getitems__([2, 0])), noisy.__getitems__([2, 0]).x_n)
-    assert torch.equal(view.levels([2, 0]), torch.tensor([5 / 8, 1.0]))
     assert math.isclose(float((view[0] - images[8]).std()), 1.0, rel_tol=5 / (2 * 75) ** 0.5)
+    base.reads = 0
+    assert [float(view.level(i)) for i in (2, 0)] == [5 / 8, 1.0]
+    assert base.reads == 0, "a level is known without its image"
+
+
+@pytest.mark.parametrize("shape", [(), (3, 5, 5)])
+def test_levels_that_the_items_bring(shape: tuple[int, ...]) -> None:
+    images, levels = (torch.rand(9, *its, generator=generator(i)) for i, its in enumerate(((3, 5, 5), shape)))
+    view = NoisyView(NoisyDataset(ArrayDataset(images, levels), None, inject=False, places=[8, 2, 5]))
+    assert all(torch.equal(view.level(i), levels[place]) for i, place in enumerate((8, 2, 5)))

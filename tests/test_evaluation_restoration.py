@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -159,6 +160,62 @@ def test_any_number_of_processes_makes_the_same(size: int, n: int) -> None:
     assert all(torch.equal(found[0], estimate) and torch.equal(found[1], draws) for found in results)
     shares = [found[2] for found in results]
     assert sum(shares) == n and len(set(shares)) > 1 and (0 in shares) == (n == 20)
+
+
+class Counting:
+    """The exact denoiser, which counts items and dies after so many."""
+
+    def __init__(self, limit: int = 10**9) -> None:
+        self.items, self.limit = 0, limit
+
+    def __call__(self) -> Any:
+        def answer(x: Tensor, sigma: Tensor) -> Tensor:
+            self.items += len(x)
+            if self.items > self.limit:
+                raise KeyboardInterrupt
+            return x * (SPREAD**2 / (SPREAD**2 + sigma**2)).reshape(-1, 1, 1, 1)
+
+        return Exact(answer, sigma_data=SPREAD)
+
+
+def test_an_interrupted_call_continues(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"draws": 2, "sampler": Ancestral(4), "store": tmp_path}
+    each = 1 + 2 * Ancestral(4).evaluations(4)
+    whole = restored(40, **{**settings, "store": None})
+    broken = Counting(limit=20 * each)  # in the second of three chunks
+    with pytest.raises(KeyboardInterrupt):
+        restored(40, broken(), **settings)
+    for made in (24, 0):
+        rest = Counting()
+        again = restored(40, rest(), **settings)
+        assert torch.equal(again.draws, whole.draws) and torch.equal(again.one_step, whole.one_step)
+        assert rest.items == made * each
+    # More items: the two whole chunks are known. Fewer: as many.
+    for n, made in ((48, 16), (32, 0)):
+        rest = Counting()
+        restored(n, rest(), **settings)
+        assert rest.items == made * each
+    next(tmp_path.glob("00000000-*.npy")).write_bytes(b"damaged")
+    rest = Counting()
+    assert torch.equal(restored(40, rest(), **settings).draws, whole.draws)
+    assert rest.items == 16 * each
+
+
+def test_draws_of_something_else_are_never_taken_for_these(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"draws": 2, "sampler": Ancestral(4), "store": tmp_path}
+    restored(5, **settings)
+    x_n, sigma_n = items(5)[0], torch.full((5,), SIGMA)
+    for change in (
+        {"draws": 3},
+        {"seed": 1},
+        {"sampler": Ancestral(5)},
+        {"denoiser": network()},
+        {"x_n": x_n + 0.01},
+        {"sigma_n": sigma_n + 0.01},
+        {"indices": range(1, 6)},
+    ):
+        call = {"denoiser": exact(), "x_n": x_n, "sigma_n": sigma_n, "indices": range(5), **settings, **change}
+        assert torch.equal(restore(**call).draws, restore(**{**call, "store": None}).draws), change
 
 
 class Bar:

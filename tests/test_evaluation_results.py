@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 
 from lightning_tweedie.errors import UserError
-from lightning_tweedie.evaluation.results import Row, RunTable, markdown_table, plot, versions, write_csv, write_json
+from lightning_tweedie.evaluation.results import (
+    Row,
+    append_to_run,
+    markdown_table,
+    plot,
+    versions,
+    write_csv,
+    write_json,
+)
 
 FULL = Row(
     subject="last.ckpt",
@@ -68,7 +76,7 @@ def test_what_is_not_finite_is_null_and_says_so(tmp_path: Path) -> None:
     assert content["fid"] is None and content["rows"][0]["value"] is None
     assert content["rows"][0]["note"] == "value is nan"
     assert content["rows"][1]["note"] == "value is inf; standard_error is nan"
-    RunTable(tmp_path).append(rows)
+    append_to_run(rows, tmp_path)
     line = json.loads((tmp_path / "quality.jsonl").read_text().splitlines()[0], parse_constant=refuse)
     assert line["note"] == "value is nan"
     assert "| nan" in markdown_table(rows) and "| inf" in markdown_table(rows)
@@ -99,11 +107,13 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
 
 
 def test_the_table_of_a_run_grows(tmp_path: Path) -> None:
-    table = RunTable(tmp_path / "run")
-    table.append([FULL])
-    RunTable(tmp_path / "run").append([FULL, FULL])
-    lines = (tmp_path / "run/quality.jsonl").read_text().splitlines()
+    folder = tmp_path / "run"
+    append_to_run([FULL], folder)
+    append_to_run([FULL, FULL], folder)
+    lines = (folder / "quality.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [FULL.plain()] * 3
+    write_csv([FULL] * 3, tmp_path / "at once.csv")
+    assert (folder / "quality.csv").read_text() == (tmp_path / "at once.csv").read_text()
 
 
 def cells(table: str) -> list[list[str]]:

@@ -89,8 +89,41 @@ def test_arrays(array: np.ndarray, result: np.ndarray, kind: str, tmp_path: Path
 def test_floats_are_taken_as_they_are(tmp_path: Path) -> None:
     noisy = np.random.default_rng(0).normal(0, 1.5, (4, 3, 8, 8)).astype(np.float32)
     np.savez(tmp_path / "a.npz", images=noisy)  # the only array, whatever its name
-    images = open_images(tmp_path / "a.npz")
+    images = open_images(tmp_path / "a.npz", noisy=True)
     assert torch.equal(torch.stack([images[i] for i in range(4)]), torch.from_numpy(noisy)), "nothing is clipped"
+    # As clean images or samples they are on another scale.
+    with pytest.raises(UserError, match="looks like an unknown scale"):
+        open_images(tmp_path / "a.npz")
+
+
+def test_the_scale_of_networks_for_photographs_is_refused(tmp_path: Path) -> None:
+    """Normalised by mean and deviation, as classifiers want it: clamped to [-1, 1] it would be another image."""
+    images = (np.random.default_rng(0).beta(2, 2, (40, 3, 16, 16)) - 0.45) / 0.225
+    np.savez(tmp_path / "a.npz", images.astype(np.float32))
+    (tmp_path / "folder").mkdir()
+    for i, image in enumerate(images.astype(np.float32)):
+        np.save(tmp_path / f"folder/{i:02d}.npy", image)
+    for name in ("a.npz", "folder"):
+        with pytest.raises(UserError, match="from -.* to 2.*, which looks like an unknown scale: bring them to"):
+            open_images(tmp_path / name)
+        assert len(open_images(tmp_path / name, noisy=True)) == 40  # type: ignore[arg-type]
+
+
+def test_samplers_may_overshoot(tmp_path: Path) -> None:
+    samples = np.random.default_rng(0).uniform(-1.09, 1.09, (10, 3, 10, 10)).astype(np.float32)
+    samples.flat[:25] = 1.6  # of 3,000
+    np.savez(tmp_path / "a.npz", images=samples)
+    assert float(open_images(tmp_path / "a.npz")[0].max()) == np.float32(1.6)
+    # And a network that has just begun to learn does worse: its samples are bad, and on the right scale.
+    np.savez(tmp_path / "b.npz", samples=3 * samples)
+    assert float(open_images(tmp_path / "b.npz")[0].max()) == np.float32(4.8)
+
+
+def test_what_is_nearly_on_zero_to_one_is_doubted(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).uniform(-0.01, 1.01, (4, 3, 8, 8))  # a resize overshoots
+    np.savez(tmp_path / "a.npz", images)
+    with pytest.warns(UserWarning, match=r"looks like \[0, 1\], and is taken as it stands"):
+        open_images(tmp_path / "a.npz")
 
 
 def test_a_folder_of_floats_may_be_grey(tmp_path: Path) -> None:
@@ -98,7 +131,7 @@ def test_a_folder_of_floats_may_be_grey(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         image = np.random.default_rng(0).normal(0, 1, shape).astype(np.float32)
         np.save(tmp_path / name / "a.npy", image)
-        assert torch.equal(open_images(tmp_path / name)[0], torch.from_numpy(image).reshape(-1, 6, 4))
+        assert torch.equal(open_images(tmp_path / name, noisy=True)[0], torch.from_numpy(image).reshape(-1, 6, 4))
 
 
 def test_what_sample_leaves_is_read_once_and_exactly(tmp_path: Path) -> None:

@@ -209,6 +209,20 @@ def test_no_standard_error_where_the_covariance_is_singular() -> None:
     assert distance(features(20, 20, 0), features(100, 20, 1)).standard_error is None
 
 
+def test_no_standard_error_where_a_stored_covariance_is_not_one() -> None:
+    # In float32, as some programs store it, a covariance of small rank has eigenvalues below zero.
+    d = 60
+    generated = FeatureStatistics(features(400, d, 0))
+    other = features(400, d, 1)[:, :20] @ torch.randn(20, d, generator=generator(3)) * 1e3
+    exact = FeatureStatistics(other)
+    coarse = FeatureStatistics(mean=exact.mean, cov=exact.cov.float())
+    wrong = coarse.cov - 1e-6 * coarse.cov.trace() / d * torch.eye(d, dtype=torch.float64)
+    assert float(torch.linalg.eigvalsh(wrong)[0]) < 0
+    found = frechet_distance(generated, FeatureStatistics(mean=exact.mean, cov=wrong))
+    assert found.standard_error is None
+    assert found.value == pytest.approx(frechet_distance(generated, exact).value, rel=1e-4)
+
+
 def test_no_standard_error_without_the_generated_features() -> None:
     known = FeatureStatistics(features(100, 20, 0))
     estimate = frechet_distance(

@@ -7,9 +7,10 @@ import torch
 from checks import Z, generator
 from torch import Tensor
 
+import lightning_tweedie.metrics.memorisation as memorisation_module
 from lightning_tweedie.errors import UserError
 from lightning_tweedie.metrics.estimate import Estimate
-from lightning_tweedie.metrics.memorisation import memorisation, nearest_neighbours
+from lightning_tweedie.metrics.memorisation import Neighbours, memorisation, nearest_neighbours
 
 
 def items(n: int, d: int, seed: int) -> Tensor:
@@ -19,16 +20,17 @@ def items(n: int, d: int, seed: int) -> Tensor:
 def measured(pixels: Tensor, training: Tensor) -> dict[str, Estimate]:
     """With a few linear features of the pixels."""
     project = items(training[0].numel(), 16, seed=99)
-    return memorisation(pixels.flatten(1) @ project, training.flatten(1) @ project, pixels, training)
+    near = nearest_neighbours(pixels, training)
+    return memorisation(pixels.flatten(1) @ project, training.flatten(1) @ project, near)
 
 
 # Neighbours
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 40, 4096])
-def test_neighbours_by_brute_force(chunk: int) -> None:
+@pytest.mark.parametrize("items_at_once", [0, 1, 7, 40, 4096])
+def test_neighbours_by_brute_force(items_at_once: int) -> None:
     generated, training = items(1100, 12, 0).reshape(1100, 3, 2, 2), items(40, 12, 1).reshape(40, 3, 2, 2)
-    index, distance = nearest_neighbours(generated, training, chunk=chunk)
+    index, distance = nearest_neighbours(generated, training, memory=items_at_once * 12 * 8)
     difference = generated[:, None].double() - training.double()
     expected, places = difference.flatten(2).square().sum(2).sqrt().sort(1)
     assert torch.equal(index, places[:, :2])
@@ -45,10 +47,28 @@ def test_a_copy_is_at_distance_zero_where_float32_would_stray() -> None:
     assert careless[0, 17] > 0.03 or careless[0].argmin() != 17 or (careless[0] < 0.01).sum() > 1
 
 
+def test_memory_follows_no_number_of_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large images are compared a few at a time, however many there are."""
+    seen, nearest = [], memorisation_module._nearest
+
+    def spy(rows: Tensor, training: Tensor, chunk: int) -> Neighbours:
+        seen.append(max(len(rows), chunk) * rows[0].numel() * 8)
+        return nearest(rows, training, chunk)
+
+    monkeypatch.setattr(memorisation_module, "_nearest", spy)
+    generated, training = items(9, 500, 0), items(30, 500, 1)
+    index, distance = nearest_neighbours(generated, training, memory=20_000)
+    assert len(seen) == 2 and max(seen) <= 20_000
+    seen.clear()
+    whole = nearest_neighbours(generated, training)
+    assert len(seen) == 1 and torch.equal(index, whole.index)
+    torch.testing.assert_close(distance, whole.distance, rtol=1e-12, atol=0)
+
+
 def test_items_that_are_there_twice_are_both_found() -> None:
     training = items(50, 6, 0)
     training[40] = training[3]
-    index, distance = nearest_neighbours(training[3:4], training, chunk=8)
+    index, distance = nearest_neighbours(training[3:4], training, memory=8 * 6 * 8)
     assert sorted(index[0].tolist()) == [3, 40] and distance[0].tolist() == [0, 0]
 
 
@@ -76,7 +96,7 @@ def test_planted_copies_are_found_and_fresh_draws_are_not() -> None:
 def test_values_by_their_definitions() -> None:
     pixels, training = items(60, 10, 0), items(80, 10, 1)
     features, of_training = items(60, 4, 2), items(80, 4, 3)
-    found = memorisation(features, of_training, pixels, training)
+    found = memorisation(features, of_training, nearest_neighbours(pixels, training))
 
     def ratios(a: Tensor, b: Tensor) -> Tensor:
         distance = (a[:, None].double() - b.double()).norm(dim=2).sort(1).values
@@ -131,5 +151,6 @@ def test_bad_sets_are_refused() -> None:
 def test_a_broken_image_breaks_the_values() -> None:
     pixels, training = items(20, 6, 0), items(30, 6, 1)
     pixels[4, 2] = torch.nan
-    for name, (value, error) in memorisation(items(20, 4, 2), items(30, 4, 3), pixels, training).items():
+    near = nearest_neighbours(pixels, training)
+    for name, (value, error) in memorisation(items(20, 4, 2), items(30, 4, 3), near).items():
         assert math.isnan(value) and error is None, name

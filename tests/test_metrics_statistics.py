@@ -21,7 +21,7 @@ EXTRACTOR = FeatureExtractor(nn.Identity(), "net", "d1", 5, "bilinear 8")
 
 
 def statistics(n: int = 40, provenance: Provenance | None = ORIGIN) -> FeatureStatistics:
-    return FeatureStatistics.from_features(torch.randn(n, 5, generator=generator()), provenance)
+    return FeatureStatistics(torch.randn(n, 5, generator=generator()), provenance=provenance)
 
 
 # Numbers
@@ -101,12 +101,13 @@ def test_a_file_is_never_overwritten(tmp_path: Path) -> None:
 
 
 def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full_disk(file: Any, **arrays: Any) -> None:
-        file.write(b"half")
+    def full_disk(path: Path, content: Any) -> None:
+        with path.open("wb") as file:
+            file.write(b"half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(np, "savez", full_disk)
-    with pytest.raises(UserError, match="cannot be written to .*stats.npz.*No space left"):
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    with pytest.raises(UserError, match="stats.npz' cannot be written .*No space left"):
         statistics().save(tmp_path / "stats.npz")
     assert not list(tmp_path.iterdir())
 

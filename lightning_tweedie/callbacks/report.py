@@ -126,7 +126,9 @@ class Report(Callback):
         folder.mkdir(parents=True)
         for name, picture in pictures.items():
             save(picture, folder / f"{name}.png")
-        facts["ema_half_life"] = pl_module.ema.half_lives[0]  # type: ignore[union-attr, index]
+        ema: Any = pl_module.ema
+        facts["ema_half_life"] = ema.half_lives[0]
+        facts["step"] = ema.steps  # the trainer counts from 0 when it tests a checkpoint
         (folder / "report.md").write_text(table)
         (folder / "report.json").write_text(json.dumps(facts, indent=1) + "\n")
         print(f"\n{table}\nPictures and figures: {folder}")
@@ -170,7 +172,6 @@ class Report(Callback):
         psnr, ssim, coverage = _figures(restoration)
         restored = {"n": 0 if restoration is None else len(restoration.x_n), "draws": self.draws}
         facts = {
-            "step": trainer.global_step,
             "sigma_n": float(data.sigma_n),
             "psnr": {**_values(psnr, 2), **restored},
             "ssim": {**_values(ssim, 3), **restored},

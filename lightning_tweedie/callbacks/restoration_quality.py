@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import math
-import time
 from itertools import islice
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 from lightning_tweedie.callbacks.picture import first_items
+from lightning_tweedie.callbacks.quality_callback import QualityCallback
 from lightning_tweedie.data.batch import NoisyBatch
 from lightning_tweedie.errors import UserError
-from lightning_tweedie.evaluation.restoration import noisy_items, restoration_quality, restore
-from lightning_tweedie.evaluation.results import Row, RunTable, versions
+from lightning_tweedie.evaluation.restoration import noisy_items
+from lightning_tweedie.evaluation.restoration_measurement import measure_restorations
+from lightning_tweedie.evaluation.results import Row
+from lightning_tweedie.evaluation.work import Work
 from lightning_tweedie.sampling import Ancestral, Sampler
 
 __all__ = ["RestorationQuality"]
 
-_LOGGED_BY_MODULE = ("psnr_noisy", "psnr_one_step")
-"""The module logs these as means over all held-out items; under one name the log would show the mean of both."""
+_LOGGED = ("psnr_draw", "psnr_mean", "ssim_", "interval_coverage_")
+"""How the names of the values begin that are logged. Two more, ``psnr_noisy`` and ``psnr_one_step``, the module logs as
+means over all held-out items; under one name the log would show the mean of both."""
 
 
-class RestorationQuality(Callback):
+class RestorationQuality(QualityCallback):
     """Logs how close restorations are to the clean items, and how well their uncertainty is calibrated.
 
     After validation and in tests the first held-out items are restored with the EMA weights, in float32, and compared
@@ -32,7 +34,7 @@ class RestorationQuality(Callback):
     percentages, ``val/interval_coverage_50``, ``_80`` and ``_90``; ``test/...`` in tests. What each is, says
     ``lightning_tweedie.evaluation.restoration.restoration_quality``. All of them, ``psnr_noisy`` and
     ``psnr_one_step`` of the same items too, stand with their standard errors and conditions in the run's
-    ``quality.jsonl``. With ``every_n_validations: 1`` they can choose the best checkpoint:
+    ``quality.jsonl`` and ``quality.csv``. With ``every_n_validations: 1`` they can choose the best checkpoint:
     ``ModelCheckpoint(monitor="val/psnr_mean", mode="max")``.
 
     The draws of an item depend on the seed and its number alone: every validation uses the same noise, the values do
@@ -60,22 +62,11 @@ class RestorationQuality(Callback):
         batch_size: int = 64,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        for name, value, least in (
-            ("num_images", num_images, 1),
-            ("draws", draws, 2),
-            ("every_n_validations", every_n_validations, 1),
-            ("batch_size", batch_size, 1),
-        ):
-            if value < least:
-                raise UserError(f"RestorationQuality.{name} = {value} is too small: give at least {least}")
+        super().__init__(every_n_validations, batch_size, seed)
+        self.require(num_images=(num_images, 1), draws=(draws, 2))
         self.num_images = num_images
         self.draws = draws
         self.sampler = Ancestral() if sampler is None else sampler
-        self.every_n_validations = every_n_validations
-        self.batch_size = batch_size
-        self.seed = seed
-        self._validations = 0
         self._items: dict[str, NoisyBatch] = {}
 
     @property
@@ -93,8 +84,7 @@ class RestorationQuality(Callback):
                 "two RestorationQuality callbacks log under the same names, and the log would show the mean of both: "
                 "keep one"
             )
-        for other in trainer.callbacks:  # type: ignore[attr-defined]
-            self._refuse_old_values(other)
+        self.refuse_old_values(trainer, lambda monitor: monitor.startswith(tuple(f"val/{name}" for name in _LOGGED)))
         data: Any = getattr(trainer, "datamodule", None)
         loader = None if data is None else data.test_dataloader() if stage == "test" else data.val_dataloader()
         if not loader:
@@ -116,84 +106,16 @@ class RestorationQuality(Callback):
             )
         self._items["test" if stage == "test" else "val"] = items
 
-    def _refuse_old_values(self, other: Callback) -> None:
-        """The log keeps a value until the next one: a checkpoint saved in between would get that of other weights."""
-        monitor = getattr(other, "monitor", None) or ""
-        names = ("psnr_draw", "psnr_mean", "ssim_", "interval_coverage_")
-        if self.every_n_validations > 1 and monitor.startswith(tuple(f"val/{name}" for name in names)):
-            raise UserError(
-                f"{type(other).__name__} goes by {monitor!r}, which is measured after every "
-                f"{self.every_n_validations} validations only, and would take its old value for that of new weights: "
-                "set RestorationQuality.every_n_validations to 1, and make validations rarer if need be"
-            )
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures if its turn has come."""
-        if trainer.sanity_checking:
-            return
-        self._validations += 1
-        if self._validations % self.every_n_validations == 0:
-            self._evaluate(trainer, pl_module, "val")
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures."""
-        self._evaluate(trainer, pl_module, "test")
-
-    def state_dict(self) -> dict[str, Any]:
-        """How often there was a validation."""
-        return {"validations": self._validations}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on counting."""
-        self._validations = state_dict["validations"]
-
-    def _evaluate(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        start = time.monotonic()
-        trial: bool = trainer.fast_dev_run  # type: ignore[attr-defined]
-        folder = Path(trainer.log_dir or trainer.default_root_dir)  # asks all processes
+    def measure(self, trainer: Trainer, pl_module: LightningModule, work: Work, facts: dict[str, Any]) -> list[Row]:
+        """Restores and measures."""
+        stage = facts["subject"]
         items, draws = self._items[stage], self.draws
-        if trial:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
             items, draws = first_items([items], 2), 2
-        denoiser, ema = cast(Any, pl_module.eval_denoiser), cast(Any, pl_module.ema)
-        restoration = restore(
-            denoiser,
-            items.x_n,
-            items.sigma_n,
-            items.index.tolist(),
-            items.x_0,
-            draws=draws,
-            sampler=self.sampler,
-            seed=self.seed,
-            batch_size=self.batch_size,
-            progress=None if trainer.progress_bar_callback is None else "restorations",
-        )
-        quality = restoration_quality(restoration)
-        for name, estimate in quality.items():
-            if name not in _LOGGED_BY_MODULE:
-                pl_module.log(f"{stage}/{name}", estimate.value)
-        n = len(items.x_n)
-        pl_module.log(f"{stage}/restoration_n", float(n))
-        if trial or not trainer.is_global_zero:
-            return
-        RunTable(folder).append(
-            [
-                Row(
-                    subject=stage,
-                    metric=name,
-                    value=estimate.value,
-                    standard_error=estimate.standard_error,
-                    n=n,
-                    sampler=self.sampler.name,
-                    steps=self.sampler.steps,
-                    nfe=self.sampler.evaluations(self.sampler.steps),
-                    seed=self.seed,
-                    ema_half_life=ema.half_lives[0],
-                    step=trainer.global_step,
-                    sigma_n=float(items.sigma_n.max()),
-                    device=str(pl_module.device),
-                    seconds=round(time.monotonic() - start, 3),
-                    versions=versions(),
-                )
-                for name, estimate in quality.items()
-            ]
-        )
+        denoiser: Any = pl_module.eval_denoiser
+        rows, _ = measure_restorations(denoiser, items, self.sampler, draws, work, facts=facts)
+        for row in rows:
+            if row.metric.startswith(_LOGGED):
+                pl_module.log(f"{stage}/{row.metric}", row.value)
+        pl_module.log(f"{stage}/restoration_n", float(len(items.x_n)))
+        return rows

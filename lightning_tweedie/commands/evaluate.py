@@ -2,7 +2,6 @@
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -12,19 +11,17 @@ from lightning_tweedie.commands.process_group import joined, told_once
 from lightning_tweedie.commands.result_files import ResultFiles
 from lightning_tweedie.commands.samplers import SamplerName, make_sampler
 from lightning_tweedie.errors import UserError
+from lightning_tweedie.evaluation.metric_names import METRICS, PROXIMAL
 
 if TYPE_CHECKING:
-    import torch
-
-    from lightning_tweedie.commands.measurement import Measurement
-    from lightning_tweedie.commands.subjects import Checkpoint, Subject
-    from lightning_tweedie.evaluation.processes import Processes
+    from lightning_tweedie.commands.evaluation_data import Reference
+    from lightning_tweedie.commands.subjects import Checkpoint
+    from lightning_tweedie.datamodules import NoisyDataModule
 
 __all__ = ["evaluate", "main"]
 
 SAMPLES = 10_000
 """So many samples are made of a checkpoint unless the user says otherwise."""
-METRICS = ("fid", "kid", "prc", "proximal_fid", "proximal_kid", "memorisation", "restoration")
 SAMPLINGS = ("full", "truncated")
 
 
@@ -78,6 +75,7 @@ def evaluate(
         num: Samples of a checkpoint, 10000 when left out, or how many of the generated images are used, chosen by the
             seed; all when left out.
         num_reference: How many of the reference images, or noisy ones, are used, chosen by the seed; all when left out.
+            Memorisation always looks through all clean images of --data, or through all of --reference without them.
         sampler: Solvers of the reverse process: heun, euler, dpmsolver++, ancestral.
         steps: Numbers of noise levels.
         sampling: full, or truncated at the noise level of the training data, or both.
@@ -93,35 +91,82 @@ def evaluate(
     Raises:
         UserError: A setting, a checkpoint, an image or a file is wrong.
     """
-    request = _Request(
-        images=_paths(generated),
-        checkpoints=_paths(ckpt_path),
-        metrics=_choices("metrics", metrics, METRICS),
-        samplers=_choices("sampler", sampler, get_args(SamplerName)),
-        steps=_numbers("steps", steps),
-        samplings=_choices("sampling", sampling, SAMPLINGS),
-        reference=reference,
-        data=data,
-        noisy=noisy,
-        sigma=sigma,
-        extractor=extractor,
-        num=num,
-        num_reference=num_reference,
-        average=average,
-        num_restored=num_restored,
-        draws=draws,
-        seed=seed,
-        batch_size=batch_size,
-        allow=allow or [],
+    wanted = _choices("metrics", metrics, (*METRICS, "restoration"))
+    of_features = [metric for metric in wanted if metric in METRICS]
+    proximal = [metric for metric in of_features if metric in PROXIMAL]
+    clean = [metric for metric in of_features if metric not in PROXIMAL]
+    solvers, levels = _choices("sampler", sampler, get_args(SamplerName)), _numbers("steps", steps)
+    samplings = _choices("sampling", sampling, SAMPLINGS)
+    _check_ranges(
+        num=(num, 2),
+        num_reference=(num_reference, 2),
+        num_restored=(num_restored, 1),
+        draws=(draws, 1),
+        batch_size=(batch_size, 1),
     )
-    request.check()
+    sets, paths = _paths(generated), _paths(ckpt_path)
+    if not sets and not paths:
+        raise UserError("there is nothing to measure: give images with --generated or checkpoints with --ckpt_path")
+    if clean and reference is None and data is None:
+        raise UserError(
+            f"{clean[0]} compares with clean images: give some with --reference, or the data module with --data, or "
+            "ask for other --metrics"
+        )
+    if sets and not of_features:
+        raise UserError("restoration measures checkpoints, not images: leave --generated out, or add to --metrics")
+    if "restoration" in wanted and (not paths or data is None):
+        raise UserError(
+            "restoration needs a checkpoint and held-out data: give --ckpt_path and --data, or leave it out of "
+            "--metrics"
+        )
+    _check_noisy(proximal, noisy, sigma, data)
     files = ResultFiles(out, overwrite)
     with joined(device) as (processes, chosen):
-        measurement = request.open(processes, chosen, files.samples)
-        rows, pictures = measurement.run()
+        from lightning_tweedie.commands import evaluation_data as opening
+        from lightning_tweedie.commands.measurement import Comparisons, Restorations
+        from lightning_tweedie.commands.subjects import GeneratedImages, Samples, Subject, short_names
+        from lightning_tweedie.evaluation.work import Work
+
+        work = Work(processes, chosen, seed, batch_size, store=files.samples)
+        module = None if data is None else opening.open_data_module(data, processes)
+        todo: list[Comparisons | Restorations] = []
+        with processes.together():
+            names = dict(zip([*sets, *paths], short_names([*sets, *paths]), strict=True))
+            subjects: list[Subject] = []
+            for path in sets:
+                images = opening.open_generated(path)
+                picked = opening.pick(len(images), num, seed, "generated", "num")  # type: ignore[arg-type]
+                subjects.append(GeneratedImages(names[path], images, picked))
+            truncated = bool(of_features) and "truncated" in samplings
+            checkpoints = [_open_checkpoint(path, names[path], average, allow or [], truncated) for path in paths]
+            if module is not None:
+                for path in paths:
+                    opening.check_training(path, module, "restoration" in wanted, processes)
+            subjects += [
+                Samples(checkpoint, make_sampler(solver, count), way == "truncated", SAMPLES if num is None else num)  # type: ignore[arg-type]
+                for checkpoint in checkpoints
+                for solver, count, way in product(solvers, levels, samplings)
+            ]
+            clean_set, noisy_set = None, None
+            if any(metric != "memorisation" for metric in clean):
+                clean_set = opening.open_reference(reference, module, num_reference, seed)
+            training = _open_training(reference, module, clean_set) if "memorisation" in clean else None
+            if proximal:
+                noisy_set = opening.open_noisy(noisy, sigma, module, num_reference, seed)
+            if "restoration" in wanted:
+                assert module is not None
+                todo.append(Restorations(checkpoints, opening.held_out(module, num_restored, seed), levels, draws))
+        if of_features:
+            network = opening.find_extractor(extractor, processes)
+            todo.insert(0, Comparisons(of_features, subjects, network, clean_set, training, noisy_set))
+        with processes.together():
+            for part in todo:
+                part.check()
+        done = [part.run(work) for part in todo]
         with processes.together():
             if processes.is_first:
-                files.write(rows, pictures)
+                rows = [row for found, _ in done for row in found]
+                files.write(rows, {name: picture for _, its in done for name, picture in its.items()})
 
 
 def _paths(text: str | None) -> list[str]:
@@ -156,159 +201,57 @@ def _numbers(name: str, text: str) -> list[int]:
     return numbers
 
 
-@dataclass(frozen=True)
-class _Request:
-    """What the user asks for."""
+def _check_ranges(**settings: tuple[int | None, int]) -> None:
+    """Refuses numbers below their bounds."""
+    for name, (value, least) in settings.items():
+        if value is not None and value < least:
+            raise UserError(f"{name} = {value} is too small: give at least {least}")
 
-    images: list[str]
-    checkpoints: list[str]
-    metrics: list[str]
-    samplers: list[str]
-    steps: list[int]
-    samplings: list[str]
-    reference: str | None
-    data: str | None
-    noisy: str | None
-    sigma: float | None
-    extractor: str
-    num: int | None
-    num_reference: int | None
-    average: int
-    num_restored: int
-    draws: int
-    seed: int
-    batch_size: int
-    allow: list[str]
 
-    @property
-    def of_features(self) -> list[str]:
-        """The measures of features."""
-        return [metric for metric in self.metrics if metric != "restoration"]
-
-    @property
-    def proximal(self) -> list[str]:
-        """Those of them that need noisy images."""
-        return [metric for metric in self.of_features if metric.startswith("proximal_")]
-
-    @property
-    def clean(self) -> list[str]:
-        """Those of them that need clean images."""
-        return [metric for metric in self.of_features if metric not in self.proximal]
-
-    def check(self) -> None:
-        """Finds what contradicts itself, without opening anything.
-
-        Raises:
-            UserError: Something does.
-        """
-        for name, value, least in (
-            ("num", self.num, 2),
-            ("num_reference", self.num_reference, 2),
-            ("num_restored", self.num_restored, 1),
-            ("draws", self.draws, 1),
-            ("batch_size", self.batch_size, 1),
-        ):
-            if value is not None and value < least:
-                raise UserError(f"{name} = {value} is too small: give at least {least}")
-        if not self.images and not self.checkpoints:
-            raise UserError("there is nothing to measure: give images with --generated or checkpoints with --ckpt_path")
-        if self.clean and self.reference is None and self.data is None:
-            raise UserError(
-                f"{self.clean[0]} compares with clean images: give some with --reference, or the data module with "
-                "--data, or ask for other --metrics"
-            )
-        if self.sigma is not None and self.noisy is None:
-            raise UserError(f"sigma = {self.sigma:g} is the noise level of --noisy, which is missing: give both")
-        if self.noisy is not None and self.sigma is None:
-            raise UserError(f"noisy = {self.noisy!r} has a noise level: give it with --sigma, on the scale of [-1, 1]")
-        if self.proximal and self.noisy is None and self.data is None:
-            raise UserError(
-                f"{self.proximal[0]} compares with noisy training images: give the data module with --data, or images "
-                "and their level with --noisy and --sigma"
-            )
-        if self.noisy is not None and not self.proximal:
-            raise UserError(
-                f"noisy = {self.noisy!r} is used by proximal_fid and proximal_kid alone: name them in --metrics"
-            )
-        if self.images and not self.of_features:
-            raise UserError("restoration measures checkpoints, not images: leave --generated out, or add to --metrics")
-        if "restoration" in self.metrics and (not self.checkpoints or self.data is None):
-            raise UserError(
-                "restoration needs a checkpoint and held-out data: give --ckpt_path and --data, or leave it out of "
-                "--metrics"
-            )
-
-    def open(self, processes: "Processes", device: "torch.device", store: Path) -> "Measurement":
-        """Opens everything that is needed, before the long work begins. Every process must ask.
-
-        Raises:
-            UserError: Something is missing, damaged or does not go with the rest.
-        """
-        from lightning_tweedie.commands import evaluation_data
-        from lightning_tweedie.commands.measurement import Measurement
-
-        module = None if self.data is None else evaluation_data.open_data_module(self.data, processes)
-        with processes.together():
-            checkpoints, subjects = self._subjects()
-            choice = self.num_reference, self.seed
-            reference = evaluation_data.open_reference(self.reference, module, *choice) if self.clean else None
-            noisy = evaluation_data.open_noisy(self.noisy, self.sigma, module, *choice) if self.proximal else None
-            held_out = None
-            if "restoration" in self.metrics:
-                assert module is not None
-                held_out = evaluation_data.held_out(module, self.num_restored, self.seed)
-        extractor = evaluation_data.find_extractor(self.extractor, processes) if self.of_features else None
-        measurement = Measurement(
-            metrics=self.metrics,
-            subjects=subjects,
-            checkpoints=checkpoints if held_out is not None else [],
-            extractor=extractor,
-            reference=reference,
-            noisy=noisy,
-            held_out=held_out,
-            steps=self.steps,
-            draws=self.draws,
-            seed=self.seed,
-            batch_size=self.batch_size,
-            device=device,
-            processes=processes,
-            store=store,
+def _check_noisy(proximal: list[str], noisy: str | None, sigma: float | None, data: str | None) -> None:
+    """Finds what contradicts itself in the options about noisy images."""
+    if sigma is not None and noisy is None:
+        raise UserError(f"sigma = {sigma:g} is the noise level of --noisy, which is missing: give both")
+    if noisy is not None and sigma is None:
+        raise UserError(f"noisy = {noisy!r} has a noise level: give it with --sigma, on the scale of [-1, 1]")
+    if proximal and noisy is None and data is None:
+        raise UserError(
+            f"{proximal[0]} compares with noisy training images: give the data module with --data, or images and their "
+            "level with --noisy and --sigma"
         )
-        with processes.together():
-            measurement.check()
-        return measurement
+    if noisy is not None and not proximal:
+        raise UserError(f"noisy = {noisy!r} is used by proximal_fid and proximal_kid alone: name them in --metrics")
 
-    def _subjects(self) -> "tuple[list[Checkpoint], list[Subject]]":
-        """What is measured."""
-        from lightning_tweedie.checkpoint import load_denoiser
-        from lightning_tweedie.commands.evaluation_data import open_generated, pick
-        from lightning_tweedie.commands.subjects import Checkpoint, GeneratedImages, Samples, short_names
 
-        names = dict(zip(paths := [*self.images, *self.checkpoints], short_names(paths), strict=True))
-        subjects: list[Subject] = []
-        for path in self.images if self.of_features else []:
-            images = open_generated(path)
-            chosen = pick(len(images), self.num, self.seed, "generated", "num")  # type: ignore[arg-type]
-            subjects.append(GeneratedImages(names[path], images, chosen))
-        checkpoints = []
-        for path in self.checkpoints:
-            trained = load_denoiser(path, self.allow, average=self.average)
-            if len(trained.shape) != 3 or trained.shape[0] not in (1, 3):
-                raise UserError(f"the checkpoint {path!r} is about data of shape {trained.shape}, not about images")
-            if "truncated" in self.samplings and trained.sigma_n == 0 and self.of_features:
-                raise UserError(
-                    f"sampling = truncated stops at the noise level of the training data, and those of {path!r} were "
-                    "clean: leave it out"
-                )
-            checkpoints.append(Checkpoint(names[path], path, trained, self.average))
-        if self.of_features:
-            count = SAMPLES if self.num is None else self.num
-            subjects += [
-                Samples(checkpoint, make_sampler(name, steps), sampling == "truncated", count, self.seed)  # type: ignore[arg-type]
-                for checkpoint in checkpoints
-                for name, steps, sampling in product(self.samplers, self.steps, self.samplings)
-            ]
-        return checkpoints, subjects
+def _open_checkpoint(path: str, name: str, average: int, allow: Sequence[str], truncated: bool) -> "Checkpoint":
+    from lightning_tweedie.checkpoint import load_denoiser
+    from lightning_tweedie.commands.subjects import Checkpoint
+
+    trained = load_denoiser(path, allow, average=average)
+    if len(trained.shape) != 3 or trained.shape[0] not in (1, 3):
+        raise UserError(f"the checkpoint {path!r} is about data of shape {trained.shape}, not about images")
+    if truncated and trained.sigma_n == 0:
+        raise UserError(
+            f"sampling = truncated stops at the noise level of the training data, and those of {path!r} were clean: "
+            "leave it out"
+        )
+    return Checkpoint(name, path, trained, average)
+
+
+def _open_training(path: str | None, module: "NoisyDataModule | None", reference: "Reference | None") -> "Reference":
+    """All images of the training, any of which may have been learnt by heart.
+
+    Args:
+        path: What ``--reference`` says.
+        module: The data module; its clean images are those of the training, where it knows them.
+        reference: What samples are compared with otherwise, which may be the same.
+    """
+    from lightning_tweedie.commands.evaluation_data import open_reference
+
+    source = path if module is None or module.reference_set() is None else None
+    if reference is not None and source == path and len(reference.indices) == len(reference.images or []):  # type: ignore[arg-type]
+        return reference
+    return open_reference(source, module, None, 0)
 
 
 def main(argv: Sequence[str]) -> None:

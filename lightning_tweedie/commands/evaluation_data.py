@@ -5,6 +5,7 @@ Lightning is loaded only for a data module.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,14 @@ if TYPE_CHECKING:
 
     from lightning_tweedie.data.batch import NoisyBatch
     from lightning_tweedie.datamodules import NoisyDataModule
+    from lightning_tweedie.evaluation.noisy_images import NoisyImages
     from lightning_tweedie.evaluation.processes import Processes
     from lightning_tweedie.metrics.feature_statistics import FeatureStatistics
     from lightning_tweedie.metrics.features import FeatureExtractor
 
 __all__ = [
-    "Noisy",
     "Reference",
+    "check_training",
     "find_extractor",
     "held_out",
     "open_data_module",
@@ -123,7 +125,7 @@ def find_extractor(name: str, processes: Processes) -> FeatureExtractor:
     return found
 
 
-def _open(path: str, setting: str) -> Dataset[Tensor]:
+def _open(path: str, setting: str, noisy: bool = False) -> Dataset[Tensor]:
     """The images at a place that an option gave."""
     from lightning_tweedie.data.image_source import open_images
 
@@ -131,7 +133,7 @@ def _open(path: str, setting: str) -> Dataset[Tensor]:
         raise UserError(
             f"{setting} = {path!r} does not exist: give a folder or an archive of images, or a file .npz or .npy"
         )
-    return open_images(path)
+    return open_images(path, noisy)
 
 
 def pick(total: int, count: int | None, seed: int, stream: str, setting: str) -> list[int]:
@@ -177,7 +179,8 @@ class Reference:
         name: What messages call them.
         images: The images; None if there are only statistics.
         indices: Numbers of those that are used.
-        statistics: Statistics made earlier; None if there are images.
+        statistics: Statistics made earlier; None if there are only images. Beside images they are those of others, a
+            mean and a covariance, perhaps of more images than these.
     """
 
     name: str
@@ -188,7 +191,9 @@ class Reference:
     @property
     def n(self) -> int | None:
         """How many images, where that is known."""
-        return len(self.indices) if self.statistics is None else self.statistics.n
+        if self.images is not None or self.statistics is None:
+            return len(self.indices)
+        return self.statistics.n
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -207,7 +212,8 @@ def open_reference(
     """What generated images are compared with.
 
     Args:
-        path: A folder, an archive or a file of images, or of statistics; None: the clean images of the data module.
+        path: A folder, an archive or a file of images, of statistics, or, as ADM's, of both; None: the clean images of
+            the data module.
         data: A data module whose data are open.
         count: How many images; all when None.
         seed: Decides which.
@@ -216,8 +222,12 @@ def open_reference(
     Raises:
         UserError: They are not there, or not as they should be.
     """
+    from lightning_tweedie.data.image_source import holds_images
     from lightning_tweedie.metrics.feature_statistics import FeatureStatistics
 
+    statistics = None
+    if path is not None and FeatureStatistics.is_statistics(Path(path).expanduser()):
+        statistics = FeatureStatistics.load(Path(path).expanduser())
     if path is None:
         assert data is not None
         images, name = data.reference_set(), "the training images of --data"
@@ -226,56 +236,21 @@ def open_reference(
                 "the data module's data are noisy by nature (inject is false), so there are no clean images to compare "
                 "with: give some with --reference, or ask for proximal_fid and proximal_kid, which need none"
             )
-    elif FeatureStatistics.is_statistics(Path(path).expanduser()):
+    elif statistics is not None and not holds_images(path):
         if count is not None:
             raise UserError(
                 f"{settings[1]} = {count} chooses images, and {settings[0]} = {path!r} holds statistics: leave it out"
             )
-        return Reference(path, None, [], FeatureStatistics.load(Path(path).expanduser()))
+        return Reference(path, None, [], statistics)
     else:
         images, name = _open(path, settings[0]), path
-    return Reference(name, images, pick(len(images), count, seed, "reference", settings[1]))  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True)
-class Noisy:
-    """Noisy images, for measures that need no clean one.
-
-    Args:
-        images: The images.
-        indices: Numbers of those that are used.
-        level: Noise level of one of them by its number, ``()`` or with the shape of the image.
-        sigma_n: The largest level.
-        grey: Whether their noise is the same in all channels.
-    """
-
-    images: Dataset[Tensor]
-    indices: list[int]
-    level: Callable[[int], Tensor]
-    sigma_n: float
-    grey: bool
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the first image."""
-        return tuple(self.images[self.indices[0]].shape)
-
-    def like(self, image: Tensor) -> Tensor:
-        """An image with as many channels as the noise of these has, so that noise put into it is like theirs.
-
-        Raises:
-            UserError: It is in colour, and these are grey.
-        """
-        if not self.grey:
-            return image.expand(3, -1, -1)
-        if not bool((image == image[:1]).all()):
-            raise UserError("proximal measures put the noise of grey images into samples, and these are in colour")
-        return image[:1]
+    picked = pick(len(images), count, seed, "reference", settings[1])  # type: ignore[arg-type]
+    return Reference(name, images, picked, statistics)
 
 
 def open_noisy(
     path: str | None, sigma: float | None, data: NoisyDataModule | None, count: int | None, seed: int
-) -> Noisy:
+) -> NoisyImages:
     """Noisy training images.
 
     Args:
@@ -290,7 +265,7 @@ def open_noisy(
     """
     import torch
 
-    from lightning_tweedie.evaluation.quality import NoisyView
+    from lightning_tweedie.evaluation.noisy_images import NoisyImages, NoisyView
     from lightning_tweedie.noise.sigma import parse_sigma
 
     images: Any
@@ -298,16 +273,60 @@ def open_noisy(
     if path is None:
         assert data is not None
         view = NoisyView(data.noisy_set())
-        images, level, largest = view, lambda index: view.levels([index])[0], data.sigma_n
+        images, level, largest = view, view.level, data.sigma_n
     else:
         largest = parse_sigma(sigma, "sigma")  # type: ignore[assignment, arg-type]
-        images, constant = _open(path, "noisy"), torch.tensor(largest)
+        images, constant = _open(path, "noisy", noisy=True), torch.tensor(largest)
         level = lambda index: constant  # noqa: E731
     if largest == 0:
         raise UserError("proximal measures put the noise of the data into samples, and sigma is 0: leave them out")
     few = [images[i] for i in range(min(len(images), 8))]
     grey = all(image.shape[0] == 1 or bool((image == image[:1]).all()) for image in few)
-    return Noisy(images, pick(len(images), count, seed, "noisy", "num_reference"), level, largest, grey)
+    return NoisyImages(images, pick(len(images), count, seed, "noisy", "num_reference"), level, largest, grey)
+
+
+def check_training(path: str, data: NoisyDataModule, restoring: bool, processes: Processes) -> None:
+    """Compares the settings of a data module with those that a checkpoint was trained with, where it knows them.
+
+    Args:
+        path: The checkpoint.
+        data: A data module whose data are open.
+        restoring: Whether items are to be restored that the training has not seen.
+        processes: Of these the first warns of another noise.
+
+    Raises:
+        UserError: Items that would be restored were trained on.
+    """
+    from lightning_tweedie.checkpoint import read_checkpoint
+
+    # Lightning keeps the state of a data module under the name of its class; another class has other data.
+    state = read_checkpoint(path).get(type(data).__qualname__)
+    settings = state.get("noise") if isinstance(state, dict) else None
+    if not isinstance(settings, dict):
+        return
+    if restoring and _kept_out_of_training(data):
+        for name, now in (("seed", data.seed), ("holdout", data.holdout)):
+            # The seed puts all items in an order, of which the first ones are kept out.
+            if settings.get(name) is None or now == settings[name] or (name == "holdout" and now < settings[name]):
+                continue
+            raise UserError(
+                f"data.{name} = {now} was {settings[name]} when {path!r} was trained, so that the held-out items of "
+                f"--data are in part those of its training: set data.{name} to {settings[name]}, or leave restoration "
+                "out of --metrics"
+            )
+    for name, level in (("sigma", data.sigma), ("clean_fraction", data.clean_fraction)):
+        if name in settings and settings[name] != level and processes.is_first:
+            print(
+                f"warning: data.{name} = {level} was {settings[name]} when {path!r} was trained: proximal distances "
+                "and restorations are about another noise than that of the training",
+                file=sys.stderr,
+            )
+
+
+def _kept_out_of_training(data: NoisyDataModule) -> bool:
+    """Whether the items that are restored come from the training set, of which they have been kept out."""
+    loader: Any = data.test_dataloader()
+    return bool(loader) and loader.dataset.base is data.noisy_set().base
 
 
 def held_out(data: NoisyDataModule, count: int, seed: int) -> NoisyBatch:

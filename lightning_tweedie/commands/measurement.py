@@ -1,98 +1,57 @@
-"""The long work of `evaluate`: samples, features and restorations, and what is measured of them."""
+"""What `evaluate` measures, against what: whether it goes together, and the pictures that come of it."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
-from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor
-from torch.utils.data import Dataset
-from tqdm import tqdm
-
-from lightning_tweedie.commands.evaluation_data import Noisy, Reference
+from lightning_tweedie.commands.evaluation_data import Reference
 from lightning_tweedie.commands.subjects import Checkpoint, Subject
 from lightning_tweedie.data.batch import NoisyBatch
 from lightning_tweedie.errors import UserError
-from lightning_tweedie.evaluation.extraction import extract_features, reference_statistics
-from lightning_tweedie.evaluation.processes import Processes
-from lightning_tweedie.evaluation.quality import key, renoise, sample_quality
-from lightning_tweedie.evaluation.restoration import (
-    calibration_curve,
-    calibration_picture,
-    restoration_quality,
-    restore,
-)
-from lightning_tweedie.evaluation.results import Row, versions
-from lightning_tweedie.metrics.estimate import Estimate
+from lightning_tweedie.evaluation.metric_names import least
+from lightning_tweedie.evaluation.noisy_images import NoisyImages
+from lightning_tweedie.evaluation.restoration import calibration_curve, calibration_picture
+from lightning_tweedie.evaluation.restoration_measurement import measure_restorations
+from lightning_tweedie.evaluation.results import Row
+from lightning_tweedie.evaluation.sample_measurement import ImageSet, measure_samples, read_yardsticks
+from lightning_tweedie.evaluation.work import Work
 from lightning_tweedie.metrics.feature_statistics import FeatureStatistics
 from lightning_tweedie.metrics.features import FeatureExtractor
-from lightning_tweedie.metrics.memorisation import memorisation, nearest_neighbours
-from lightning_tweedie.pictures import Picture, panel, to_uint8
-from lightning_tweedie.randomness import item_generator
+from lightning_tweedie.pictures import Picture, panel
 from lightning_tweedie.sampling import Ancestral
 
-__all__ = ["Measurement"]
-
-LEAST = 6
-"""Images that precision and its kin need on either side: they look at five neighbours. Two are enough for others."""
-
-PAIRS = 8
-"""Closest pairs of a sample and a training image that are shown of each subject."""
-
-AT_ONCE = 16
-"""Items that are restored at once, at most: the batches are dealt to the processes, and there are few items."""
-
-Images = Dataset[Tensor] | Tensor
+__all__ = ["Comparisons", "Restorations"]
 
 
-@dataclass
-class Measurement:
-    """What is measured, against what, by what.
+@dataclass(frozen=True)
+class Comparisons:
+    """Sets of images, and what they are compared with.
 
     Args:
         metrics: Names of the measures.
         subjects: Sets of images, each with a line in the table.
-        checkpoints: Those whose restorations are measured.
-        extractor: Network of the features; None if no measure needs them.
+        extractor: Network of the features.
         reference: Clean images; None if no measure needs them.
+        training: All training images; None without ``memorisation``.
         noisy: Noisy training images; None if no measure needs them.
-        held_out: Noisy items to restore, with the clean ones; None if there is nothing to restore.
-        steps: Noise levels of posterior draws; each number is a line in the table.
-        draws: Posterior draws of each item.
-        seed: Seed of samples, draws and noise.
-        batch_size: Images in one pass.
-        device: Where networks run.
-        processes: Who shares the work.
-        store: Folder for samples and features.
     """
 
     metrics: Sequence[str]
     subjects: Sequence[Subject]
-    checkpoints: Sequence[Checkpoint]
-    extractor: FeatureExtractor | None
+    extractor: FeatureExtractor
     reference: Reference | None
-    noisy: Noisy | None
-    held_out: NoisyBatch | None
-    steps: Sequence[int]
-    draws: int
-    seed: int
-    batch_size: int
-    device: torch.device
-    processes: Processes
-    store: Path
+    training: Reference | None
+    noisy: NoisyImages | None
 
-    def __post_init__(self) -> None:
-        self._rows: list[Row] = []
-        self._training: Tensor | None = None
-        self._pairs: list[tuple[str, Tensor]] = []
-        self._curves: dict[str, list[tuple[float, Estimate]]] = {}
+    @property
+    def _statistics(self) -> FeatureStatistics | None:
+        """Those of the reference, as far as they are used: beside images they serve the Frechet distance alone."""
+        reference = self.reference
+        return reference.statistics if reference and ("fid" in self.metrics or reference.images is None) else None
 
     def check(self) -> None:
         """Finds what does not go together.
@@ -102,276 +61,148 @@ class Measurement:
         """
         if self.reference is not None:
             self._check_reference(self.reference)
+        if self.training is not None:
+            if self.training.images is None:
+                raise UserError(
+                    f"memorisation compares pixels with those of training images, and reference = "
+                    f"{self.training.name!r} holds statistics: give the images, or the data module with --data"
+                )
+            _check_count(f"images in {self.training.name!r}", len(self.training.indices), 2)
         if self.noisy is not None:
             _check_count("noisy images", len(self.noisy.indices), 2)
         for subject in self.subjects:
-            _check_count(f"images in {subject.name!r}", len(subject), LEAST if "prc" in self.metrics else 2)
-            for name, other in (
-                ("memorisation", self.reference if "memorisation" in self.metrics else None),
-                ("a proximal distance", self.noisy),
-            ):
-                if other is not None:
-                    _check_size(name, subject.name, subject.shape, other.shape)
+            _check_count(f"images in {subject.name!r}", len(subject), least(self.metrics))
+            for name, other in (("memorisation", self.training), ("a proximal distance", self.noisy)):
+                for shape in subject.shapes if other is not None else ():
+                    _check_size(name, subject.name, shape, other.shape)  # type: ignore[union-attr]
+            if self.noisy is not None and self.noisy.grey and subject.in_colour:
+                raise UserError(
+                    f"proximal measures put the noise of grey images into samples, and those of {subject.name!r} are "
+                    "in colour: give noisy images in colour, or leave these measures out of --metrics"
+                )
+
+    def _check_reference(self, reference: Reference) -> None:
+        if reference.n is not None:
+            _check_count(f"reference images in {reference.name!r}", reference.n, least(self.metrics))
+        if (statistics := self._statistics) is None:
+            return
+        try:
+            statistics.check(self.extractor)
+        except UserError as error:
+            raise UserError(f"reference = {reference.name!r}: {error}") from None
+        for metric in ("kid", "prc"):
+            if metric in self.metrics and statistics.features is None and reference.images is None:
+                raise UserError(
+                    f"{metric} compares single features, and reference = {reference.name!r} holds only their mean and "
+                    "covariance: give the images, or ask for fid alone"
+                )
+
+    def run(self, work: Work) -> tuple[list[Row], dict[str, Picture]]:
+        """Does the work. Every process must ask.
+
+        Returns:
+            What was measured; on the first process with the picture ``neighbours``, if ``memorisation`` is measured.
+        """
+        statistics = self._statistics
+        if self.reference and statistics and statistics.provenance is None and work.processes.is_first:
+            print(
+                f"warning: {self.reference.name!r} does not say which network, which resize and how many images it was "
+                f"made with: the distance is right only if that was {self.extractor.name} with {self.extractor.resize}",
+                file=sys.stderr,
+            )
+        yardsticks = read_yardsticks(
+            self.metrics,
+            self.extractor,
+            work,
+            reference=_images(self.reference),
+            statistics=statistics,
+            training=_images(self.training),
+            noisy=self.noisy,
+        )
+        rows: list[Row] = []
+        columns = []
+        for number, subject in enumerate(self.subjects, start=1):
+            progress = f"{number}/{len(self.subjects)} {subject.title}"
+            start = time.perf_counter()
+            samples = subject.images(work, f"{progress}: samples")
+            spent = time.perf_counter() - start
+            found, pairs = measure_samples(
+                samples, yardsticks, work, facts=subject.facts(), progress=progress, spent=spent
+            )
+            rows += found
+            about = f"{subject.title}:\n" if len(self.subjects) > 1 else ""
+            for pair in pairs:
+                for title, pixels in ((about + pair.by, pair.samples), ("nearest training images", pair.training)):
+                    columns.append((title, pixels / 127.5 - 1))
+        return rows, {"neighbours": panel(columns)} if columns else {}
+
+
+@dataclass(frozen=True)
+class Restorations:
+    """What is restored, and by what.
+
+    Args:
+        checkpoints: Whose restorations are measured.
+        held_out: Noisy items, with the clean ones.
+        steps: Noise levels of posterior draws; each number is a line in the table.
+        draws: Posterior draws of each item.
+    """
+
+    checkpoints: Sequence[Checkpoint]
+    held_out: NoisyBatch
+    steps: Sequence[int]
+    draws: int
+
+    def check(self) -> None:
+        """Finds checkpoints of other data.
+
+        Raises:
+            UserError: There is one.
+        """
+        shape = tuple(self.held_out.x_n.shape[1:])
         for checkpoint in self.checkpoints:
-            assert self.held_out is not None
-            shape = tuple(self.held_out.x_n.shape[1:])
             if checkpoint.trained.shape != shape:
                 raise UserError(
                     f"restoration needs data like those of the training: {checkpoint.name!r} is about "
                     f"{checkpoint.trained.shape}, and the items of --data have the shape {shape}"
                 )
 
-    def _check_reference(self, reference: Reference) -> None:
-        if reference.n is not None:
-            _check_count(f"reference images in {reference.name!r}", reference.n, LEAST if "prc" in self.metrics else 2)
-        if "memorisation" in self.metrics and reference.images is None:
-            raise UserError(
-                f"memorisation compares pixels with those of training images, and reference = {reference.name!r} "
-                "holds statistics: give the images"
-            )
-        if (statistics := reference.statistics) is None:
-            return
-        assert self.extractor is not None
-        try:
-            statistics.check(self.extractor)
-        except UserError as error:
-            raise UserError(f"reference = {reference.name!r}: {error}") from None
-        for metric in ("kid", "prc"):
-            if metric in self.metrics and statistics.features is None:
-                raise UserError(
-                    f"{metric} compares single features, and reference = {reference.name!r} holds only their mean and "
-                    "covariance: give the images, or ask for fid alone"
-                )
-        if statistics.provenance is None and self.processes.is_first:
-            print(
-                f"warning: {reference.name!r} does not say which network, which resize and how many images it was made "
-                f"with: the distance is right only if that was {self.extractor.name} with {self.extractor.resize}",
-                file=sys.stderr,
-            )
-
-    def run(self) -> tuple[list[Row], dict[str, Picture]]:
+    def run(self, work: Work) -> tuple[list[Row], dict[str, Picture]]:
         """Does the work. Every process must ask.
 
         Returns:
-            What was measured, and the pictures ``neighbours`` and ``calibration``, as far as asked for; on the first
-            process alone.
+            What was measured, and the picture ``calibration``, if intervals are.
         """
-        reference = self._features_of_reference()
-        noisy = self._features_of_noisy()
-        for number, subject in enumerate(self.subjects, start=1):
-            self._measure(subject, f"{number}/{len(self.subjects)} {subject.title}", reference, noisy)
-        restorations = list(product(self.checkpoints, self.steps))
-        for number, (checkpoint, steps) in enumerate(restorations, start=1):
-            title = f"{number}/{len(restorations)} {checkpoint.name}, {steps} levels: restorations"
-            self._restore(checkpoint, Ancestral(steps=steps), title)
-        pictures = {}
-        if self._pairs:
-            pictures["neighbours"] = panel(self._pairs)
-        if any(self._curves.values()):
-            pictures["calibration"] = calibration_picture(self._curves)
-        return self._rows, pictures
-
-    def _features_of_reference(self) -> FeatureStatistics | None:
-        if self.reference is None or self.reference.images is None:
-            return None if self.reference is None else self.reference.statistics
-        return self._features_kept(self.reference.images, self.reference.indices, "features of the reference")
-
-    def _features_of_noisy(self) -> FeatureStatistics | None:
-        if self.noisy is None:
-            return None
-        return self._features_kept(self.noisy.images, self.noisy.indices, "features of the noisy images")
-
-    def _features_kept(self, images: Images, indices: list[int], progress: str) -> FeatureStatistics:
-        assert self.extractor is not None
-        return reference_statistics(
-            images,
-            self.extractor,
-            indices=indices,
-            batch_size=self.batch_size,
-            device=self.device,
-            processes=self.processes,
-            progress=progress,
-        )
-
-    def _features(
-        self, images: Images, indices: list[int], progress: str, noisy: Noisy | None = None
-    ) -> FeatureStatistics:
-        """Features of samples; with the noise of noisy images in them, if there are any."""
-        assert self.extractor is not None
-        return extract_features(
-            images,
-            self.extractor,
-            indices=indices,
-            batch_size=self.batch_size,
-            device=self.device,
-            processes=self.processes,
-            transform=None if noisy is None else self._renoised(noisy),
-            store=self.store / "features",
-            progress=progress,
-        )
-
-    def _renoised(self, noisy: Noisy) -> Callable[[Tensor, int], Tensor]:
-        """Puts noise into sample ``i``, at the level of some noisy image that belongs to ``i``."""
-        order = item_generator(self.seed, "evaluate/levels", 0).permutation(len(noisy.indices))
-
-        def transform(image: Tensor, index: int) -> Tensor:
-            level = noisy.level(noisy.indices[order[index % len(order)]])
-            return renoise(noisy.like(image)[None], level[None], self.seed, [index])[0]
-
-        return transform
-
-    def _measure(
-        self, subject: Subject, title: str, reference: FeatureStatistics | None, noisy: FeatureStatistics | None
-    ) -> None:
-        """Everything about one set of images."""
-        start = time.perf_counter()
-        images, indices = subject.images(self.store, self.batch_size, self.processes, self.device, f"{title}: samples")
-        sampled = time.perf_counter() - start
-        for name, other, noise in (("features", reference, None), ("features with noise", noisy, self.noisy)):
-            if other is None:
-                continue
-            start = time.perf_counter()
-            features = self._features(images, indices, f"{title}: {name}", noise)
-            spent = sampled + time.perf_counter() - start
-            measures: dict[str, Callable[[], dict[str, Estimate]]] = {}
-            for metric in self.metrics:
-                plain = metric.removeprefix("proximal_")
-                if metric == "restoration" or (metric != plain) != (noise is not None):
-                    continue
-                if metric == "memorisation":
-                    measures[metric] = partial(self._memorise, subject, images, indices, features, other)
-                else:
-                    measures[metric] = partial(sample_quality, features, other, [plain])
-            with self.processes.together():
-                if self.processes.is_first:
-                    self._add(subject, title, measures, features, other, noise, spent)
-
-    def _add(
-        self,
-        subject: Subject,
-        title: str,
-        measures: dict[str, Callable[[], dict[str, Estimate]]],
-        features: FeatureStatistics,
-        other: FeatureStatistics,
-        noise: Noisy | None,
-        spent: float,
-    ) -> None:
-        """Adds rows; on the first process alone.
-
-        Args:
-            subject: What is measured.
-            title: What progress bars call it.
-            measures: The measures by their names.
-            features: Those of the subject.
-            other: Those that it is compared with.
-            noise: Whose noise was put into the images first, if any.
-            spent: Seconds that sampling and features took.
-        """
-        assert self.extractor is not None
-        with tqdm(measures.items(), desc=f"{title}: measures", leave=False) as bar:
-            for metric, measure in bar:
-                bar.set_postfix_str(metric)
-                start = time.perf_counter()
-                results = measure()
-                seconds = spent + time.perf_counter() - start
-                facts = subject.facts() | self._common() | {"seconds": round(seconds, 2)}
-                if noise is not None:
-                    facts["sigma_n"] = noise.sigma_n
-                for name, estimate in results.items():
-                    self._rows.append(
-                        Row(
-                            subject=subject.name,
-                            metric=key(metric, name, self.extractor),
-                            value=estimate.value,
-                            standard_error=estimate.standard_error,
-                            n=features.n,
-                            n_reference=other.n,
-                            extractor=self.extractor.name,
-                            extractor_digest=self.extractor.digest,
-                            resize=self.extractor.resize,
-                            generated_digest=_digest(features),
-                            reference_digest=_digest(other),
-                            **facts,
-                        )
-                    )
-
-    def _common(self) -> dict[str, Any]:
-        """What is the same in all rows."""
-        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
-        return {"seed": self.seed, "device": device, "versions": versions()}
-
-    def _memorise(
-        self,
-        subject: Subject,
-        images: Images,
-        indices: Sequence[int],
-        features: FeatureStatistics,
-        training: FeatureStatistics,
-    ) -> dict[str, Estimate]:
-        """How close samples are to training images; keeps the closest pairs for the picture."""
-        assert self.reference is not None and self.reference.images is not None
-        assert features.features is not None and training.features is not None
-        if self._training is None:
-            self._training = _stacked(self.reference.images, self.reference.indices, self.reference.name)
-        samples, others = _stacked(images, indices, subject.name), self._training
-        if samples.shape[1] != others.shape[1]:  # one is grey, and read as if it were in colour
-            samples, others = (x.expand(-1, 3, -1, -1) for x in (samples, others))
-        near = nearest_neighbours(samples, others)
-        nearest, second = near.distance.unbind(1)
-        ratio = torch.where(nearest == 0, 0.0, nearest / second)  # 0 / 0: a copy of what is there twice
-        for name, nearness in (("closest samples", nearest), ("smallest ratio of distances", ratio)):
-            shown = nearness.argsort()[:PAIRS]
-            about = f"{subject.title}:\n" if len(self.subjects) > 1 else ""
-            for title, pixels in (
-                (f"{about}{name}", samples[shown]),
-                ("nearest training images", others[near.index[shown, 0]]),
-            ):
-                self._pairs.append((title, pixels / 127.5 - 1))
-        return memorisation(features.features, training.features, samples, others)
-
-    def _restore(self, checkpoint: Checkpoint, sampler: Ancestral, title: str) -> None:
-        """Everything about the restorations of one checkpoint."""
-        assert self.held_out is not None and self.held_out.x_0 is not None
-        start = time.perf_counter()
-        denoiser = checkpoint.trained.denoiser.to(self.device)
-        restoration = restore(
-            denoiser,
-            self.held_out.x_n,
-            self.held_out.sigma_n,
-            self.held_out.index.tolist(),
-            self.held_out.x_0,
-            draws=self.draws,
-            sampler=sampler,
-            seed=self.seed,
-            batch_size=min(self.batch_size, AT_ONCE),
-            processes=self.processes,
-            progress=title,
-        )
-        denoiser.to("cpu")
-        if not self.processes.is_first:
-            return
-        results = restoration_quality(restoration)
-        facts = checkpoint.facts() | self._common()
-        facts |= {
-            "sigma_n": float(self.held_out.sigma_n.max()),
-            "sampler": sampler.name,
-            "steps": sampler.steps,
-            "nfe": sampler.evaluations(sampler.steps),
-            "seconds": round(time.perf_counter() - start, 2),
-        }
-        for name, (value, standard_error) in results.items():
-            self._rows.append(Row(checkpoint.name, name, value, standard_error, n=len(self.held_out.x_n), **facts))
-        about = f", {sampler.steps} levels" if len(self.steps) > 1 else ""
-        self._curves[f"{checkpoint.name}{about}"] = calibration_curve(restoration)
+        rows: list[Row] = []
+        curves = {}
+        ways = list(product(self.checkpoints, self.steps))
+        for number, (checkpoint, steps) in enumerate(ways, start=1):
+            denoiser = checkpoint.trained.denoiser.to(work.device)
+            found, restoration = measure_restorations(
+                denoiser,
+                self.held_out,
+                Ancestral(steps=steps),
+                self.draws,
+                work,
+                facts=checkpoint.facts(),
+                progress=f"{number}/{len(ways)} {checkpoint.name}, {steps} levels: restorations",
+            )
+            denoiser.to("cpu")
+            rows += found
+            about = f", {steps} levels" if len(self.steps) > 1 else ""
+            curves[f"{checkpoint.name}{about}"] = calibration_curve(restoration)
+        return rows, {"calibration": calibration_picture(curves)} if any(curves.values()) else {}
 
 
-def _digest(statistics: FeatureStatistics) -> str | None:
-    return None if statistics.provenance is None else statistics.provenance.data_digest
+def _images(reference: Reference | None) -> ImageSet | None:
+    if reference is None or reference.images is None:
+        return None
+    return ImageSet(reference.images, reference.indices, reference.name)
 
 
-def _check_count(name: str, count: int, least: int) -> None:
-    if count < least:
-        raise UserError(f"there are only {count} {name}, and the measures need {least}: give more, or other --metrics")
+def _check_count(name: str, count: int, needed: int) -> None:
+    if count < needed:
+        raise UserError(f"there are only {count} {name}, and the measures need {needed}: give more, or other --metrics")
 
 
 def _check_size(metric: str, name: str, size: tuple[int, ...], other: tuple[int, ...]) -> None:
@@ -381,19 +212,3 @@ def _check_size(metric: str, name: str, size: tuple[int, ...], other: tuple[int,
             f"{metric} needs images of one size, and those in {name!r} have {size[1]} x {size[2]} pixels where the "
             f"others have {other[1]} x {other[2]}: bring them to one size, or leave it out of --metrics"
         )
-
-
-def _stacked(images: Images, indices: Sequence[int], name: str) -> Tensor:
-    """8-bit levels of images, ``(n, C, H, W)``.
-
-    Raises:
-        UserError: They are not all of one size.
-    """
-    several = getattr(images, "__getitems__", None)
-    found = several(indices) if several else [images[i] for i in indices]
-    if len({tuple(image.shape) for image in found}) > 1:
-        raise UserError(
-            f"memorisation compares pixels, and the images in {name!r} have several sizes: bring them to one size, or "
-            "leave memorisation out of --metrics"
-        )
-    return to_uint8(torch.stack(list(found)))

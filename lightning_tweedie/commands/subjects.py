@@ -5,18 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from pathlib import PurePath
+from typing import Any
 
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lightning_tweedie.checkpoint import TrainedDenoiser
 from lightning_tweedie.errors import UserError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-    from torch.utils.data import Dataset
-
-    from lightning_tweedie.checkpoint import TrainedDenoiser
-    from lightning_tweedie.evaluation.processes import Processes
-    from lightning_tweedie.sampling import Sampler
+from lightning_tweedie.evaluation.sample_measurement import ImageSet
+from lightning_tweedie.evaluation.samples import generate, solver_facts
+from lightning_tweedie.evaluation.work import Work
+from lightning_tweedie.sampling import Sampler
 
 __all__ = ["Checkpoint", "GeneratedImages", "Samples", "Subject", "short_names"]
 
@@ -40,6 +41,7 @@ class Checkpoint:
     def facts(self) -> dict[str, Any]:
         """Its part in a row of the results."""
         return {
+            "subject": self.name,
             "ema_half_life": self.trained.half_life,
             "checkpoint": self.path,
             "checkpoint_digest": self.trained.digest,
@@ -65,10 +67,20 @@ class GeneratedImages:
     def __len__(self) -> int:
         return len(self.indices)
 
+    @cached_property
+    def _first(self) -> list[Tensor]:
+        """A few: reading all would take long."""
+        return [self.dataset[i] for i in self.indices[:8]]
+
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the first one."""
-        return tuple(self.dataset[self.indices[0]].shape)
+    def shapes(self) -> set[tuple[int, ...]]:
+        """Shapes of the first ones."""
+        return {tuple(image.shape) for image in self._first}
+
+    @property
+    def in_colour(self) -> bool:
+        """Whether the first ones are; grey ones may have three channels."""
+        return any(bool((image != image[:1]).any()) for image in self._first)
 
     @property
     def title(self) -> str:
@@ -77,13 +89,11 @@ class GeneratedImages:
 
     def facts(self) -> dict[str, Any]:
         """Nothing is known of how they were made."""
-        return {}
+        return {"subject": self.name}
 
-    def images(
-        self, store: Path, batch_size: int, processes: Processes, device: Any, progress: str
-    ) -> tuple[Dataset[Tensor] | Tensor, list[int]]:
-        """The images, and the numbers of those that are used; there is nothing to make."""
-        return self.dataset, self.indices
+    def images(self, work: Work, progress: str) -> ImageSet:
+        """There is nothing to make."""
+        return ImageSet(self.dataset, self.indices, self.name)
 
 
 @dataclass(frozen=True)
@@ -95,22 +105,25 @@ class Samples:
         sampler: Solver and grid.
         truncated: Whether sampling stops at the noise level of the training data.
         count: How many.
-        seed: Their seed.
     """
 
     checkpoint: Checkpoint
     sampler: Sampler
     truncated: bool
     count: int
-    seed: int
 
     def __len__(self) -> int:
         return self.count
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one sample."""
-        return self.checkpoint.trained.shape
+    def shapes(self) -> set[tuple[int, ...]]:
+        """The shape of all samples."""
+        return {self.checkpoint.trained.shape}
+
+    @property
+    def in_colour(self) -> bool:
+        """Whether they have three channels, which are never quite the same in samples."""
+        return self.checkpoint.trained.shape[0] == 3
 
     @property
     def name(self) -> str:
@@ -132,30 +145,10 @@ class Samples:
 
     def facts(self) -> dict[str, Any]:
         """Its part in a row of the results."""
-        return self.checkpoint.facts() | {
-            "sampling": self._sampling,
-            "sampler": self.sampler.name,
-            "steps": self.sampler.steps,
-            "nfe": self.sampler.evaluations(len(self.sampler.levels(truncate_at=self._stop))),
-        }
+        return self.checkpoint.facts() | {"sampling": self._sampling} | solver_facts(self.sampler, self._stop)
 
-    def images(
-        self, store: Path, batch_size: int, processes: Processes, device: Any, progress: str
-    ) -> tuple[Dataset[Tensor] | Tensor, list[int]]:
-        """Makes the samples. Every process must ask.
-
-        Args:
-            store: Finished ones are kept in a folder of their own below this one, and found there again.
-            batch_size: Samples made at once.
-            processes: Who shares the work.
-            device: Where it is done.
-            progress: What the progress bar says.
-
-        Returns:
-            The samples, and their numbers.
-        """
-        from lightning_tweedie.evaluation.samples import generate
-
+    def images(self, work: Work, progress: str) -> ImageSet:
+        """Makes the samples, or finds them where an earlier call has kept them. Every process must ask."""
         trained = self.checkpoint.trained
         parts = (
             re.sub(r"[^\w.+-]+", "_", PurePath(self.checkpoint.path).stem),
@@ -163,24 +156,24 @@ class Samples:
             f"average{self.checkpoint.average}",
             f"{self.sampler.name}{self.sampler.steps}",
             self._sampling,
-            f"seed{self.seed}",
+            f"seed{work.seed}",
         )
         # On the device only as long as it is needed: there may be many.
-        trained.denoiser.to(device)
+        trained.denoiser.to(work.device)
         images = generate(
             trained.denoiser,
             trained.shape,
             self.count,
             self.sampler,
-            seed=self.seed,
+            seed=work.seed,
             truncate_at=self._stop,
-            batch_size=batch_size,
-            processes=processes,
-            store=store / "-".join(parts),
-            progress=progress,
+            batch_size=work.batch_size,
+            processes=work.processes,
+            store=None if work.store is None else work.store / "-".join(parts),
+            progress=work.told(progress),
         )
         trained.denoiser.to("cpu")
-        return images, list(range(self.count))
+        return ImageSet(images, range(self.count), self.name)
 
 
 Subject = GeneratedImages | Samples

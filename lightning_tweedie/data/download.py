@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 import urllib.request
 from pathlib import Path
 
+from lightning_tweedie.digests import file_digest
 from lightning_tweedie.errors import UserError
 
 __all__ = ["cache_folder", "check_digest", "download"]
@@ -24,16 +24,8 @@ def check_digest(path: Path, md5: str) -> None:
     Raises:
         UserError: Its MD5 digest is another one.
     """
-    if (found := _md5(path)) != md5:
+    if (found := file_digest(path, "md5")) != md5:
         raise UserError(f"the file {str(path)!r} has MD5 {found} instead of {md5}: remove it and download it again")
-
-
-def _md5(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def download(url: str, path: Path, md5: str) -> None:
@@ -57,7 +49,7 @@ def download(url: str, path: Path, md5: str) -> None:
         with os.fdopen(handle, "wb") as file, urllib.request.urlopen(url, timeout=30) as answer:
             while block := answer.read(1 << 20):
                 file.write(block)
-        if (found := _md5(Path(part))) != md5:
+        if (found := file_digest(part, "md5")) != md5:
             raise UserError(f"{url} sent a file with MD5 {found} instead of {md5}: try again later")
         os.replace(part, path)
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -18,16 +19,21 @@ from lightning_tweedie.data.images import ImageArchive, ImageFolder
 from lightning_tweedie.errors import UserError
 from lightning_tweedie.noise.sigma import LARGEST_SIGMA
 
-__all__ = ["ImageArray", "open_images"]
+__all__ = ["ImageArray", "holds_images", "open_images"]
 
 # What reading a damaged file can end in.
 _UNREADABLE = (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 # Ten standard deviations of the largest noise: what lies beyond is on another scale.
 _BEYOND = 1 + 10 * LARGEST_SIGMA
-_ROWS = 1024
+# Samplers overshoot a little, and here and there by more. Images that were normalised by the mean and the deviation of
+# ImageNet have a third and more of their values out there.
+_EDGE, _FEW = 1.1, 0.01
+_BYTES = 2**26
+_NAMES = ("samples", "arr_0")
+_LOOKED_AT = 64  # files of floats in a folder; an image at a time is slow
 
 
-def open_images(path: str | Path) -> Dataset[Tensor]:
+def open_images(path: str | Path, noisy: bool = False) -> Dataset[Tensor]:
     """Opens images for evaluation: items ``(3, H, W)`` or ``(1, H, W)``, float32 in [-1, 1], noisy ones beyond it.
 
     Args:
@@ -41,26 +47,37 @@ def open_images(path: str | Path) -> Dataset[Tensor]:
               ``(N, C, H, W)`` or ``(N, H, W)``. An ``.npy`` file is not read into memory.
 
             Grey images in folders and archives become colour images of the same 8-bit levels.
+        noisy: Whether these are noisy images, whose floats may well lie outside [-1, 1]. Of others, but for arrays
+            named ``samples``, at most one value in a hundred may be beyond 1.1: what has more is on another scale.
 
     Returns:
         The images, in the order of their names; folders and archives have ``names``.
 
     Raises:
-        UserError: There is no such place, there are no images in it, or they are on an unknown scale.
+        UserError: There is no such place, there are no images in it, or they are on another scale.
     """
     place = Path(path).expanduser()
     if place.is_dir() and (place / "samples.npz").is_file():
         place = place / "samples.npz"
     if place.suffix.lower() in (".npy", ".npz") and place.is_file():
-        return ImageArray(place)
+        return ImageArray(place, noisy)
     if place.is_dir():
-        return _without_surprises(ImageFolder(place))
+        return _without_surprises(ImageFolder(place), place, noisy)
     if place.is_file():
-        return _without_surprises(ImageArchive(place))
+        return _without_surprises(ImageArchive(place), place, noisy)
     raise UserError(f"{str(path)!r} does not exist: give a folder or an archive of images, or a file .npz or .npy")
 
 
-def _without_surprises(images: ImageFolder | ImageArchive) -> ImageFolder | ImageArchive:
+def holds_images(path: str | Path) -> bool:
+    """Whether there are images beside what else is in an ``.npz`` file, as in ADM's reference batches."""
+    try:
+        with zipfile.ZipFile(Path(path).expanduser()) as file:
+            return any(f"{name}.npy" in file.namelist() for name in _NAMES)
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def _without_surprises(images: ImageFolder | ImageArchive, place: Path, noisy: bool) -> ImageFolder | ImageArchive:
     """Sees to floats in ``.npy`` files, which unlike pictures are never turned from grey to colour."""
     if all(name.lower().endswith(".npy") for name in images.names):
         try:
@@ -71,6 +88,10 @@ def _without_surprises(images: ImageFolder | ImageArchive) -> ImageFolder | Imag
                 images[0]
             except UserError:
                 raise error from None
+        scale = _Scale()
+        for i in range(min(len(images), _LOOKED_AT)):
+            scale.see(images[i].numpy())
+        scale.check(place, noisy)
     return images
 
 
@@ -79,12 +100,13 @@ class ImageArray(Dataset[Tensor]):
 
     Args:
         path: The file; see :func:`open_images`.
+        noisy: Whether these are noisy images.
 
     Raises:
         UserError: It is damaged, or does not hold images on a known scale.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, noisy: bool = False) -> None:
         self.path = Path(path)
         try:
             name, self.array = _read(self.path)
@@ -93,7 +115,8 @@ class ImageArray(Dataset[Tensor]):
         except _UNREADABLE as error:
             raise UserError(f"{str(self.path)!r} cannot be read ({error}): give a whole file of arrays") from None
         self._axis = self._find_channels(name)
-        self._check_scale()
+        # Ours are known to be on the right scale, however wild the network that made them.
+        self._check_scale(noisy or name == "samples")
 
     def __len__(self) -> int:
         return len(self.array)
@@ -126,7 +149,7 @@ class ImageArray(Dataset[Tensor]):
             "or 3, or grey ones (N, H, W)"
         )
 
-    def _check_scale(self) -> None:
+    def _check_scale(self, wide: bool) -> None:
         kind = self.array.dtype
         if kind == np.uint8:
             return
@@ -135,21 +158,57 @@ class ImageArray(Dataset[Tensor]):
                 f"{str(self.path)!r} holds an array of {kind}, whose scale is not known: give uint8 (0..255) or floats "
                 "in [-1, 1]"
             )
-        low, high = np.inf, -np.inf
-        for start in range(0, len(self), _ROWS):
-            part = np.asarray(self.array[start : start + _ROWS])
+        scale = _Scale()
+        rows = max(1, _BYTES // max(1, self.array[0].size * 8))
+        for start in range(0, len(self), rows):
+            part = np.asarray(self.array[start : start + rows])
             bad = ~np.isfinite(part).reshape(len(part), -1).all(axis=1)
             if bad.any():
                 raise UserError(
                     f"image {start + int(bad.argmax())} of {str(self.path)!r} has values that are not finite: a "
                     "distance of such images is none; make it anew"
                 )
-            low, high = min(low, float(part.min())), max(high, float(part.max()))
-        if low >= 0 or max(-low, high) > _BEYOND:
-            looks = "[0, 1]" if low >= 0 and high <= 1 else "8 bits" if low >= 0 else "an unknown scale"
+            scale.see(part)
+        scale.check(self.path, wide)
+
+
+class _Scale:
+    """Which numbers there are in images that are to be floats in [-1, 1]."""
+
+    def __init__(self) -> None:
+        self.low, self.high, self.beyond, self.total = np.inf, -np.inf, 0, 0
+
+    def see(self, values: NDArray[Any]) -> None:
+        self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
+        self.beyond += int((np.abs(values) > _EDGE).sum())
+        self.total += values.size
+
+    def check(self, path: Path, wide: bool) -> None:
+        """Refuses what is on another scale, and warns of what may be.
+
+        Args:
+            path: Where the images are.
+            wide: Whether they may well lie outside [-1, 1], as noisy images do.
+
+        Raises:
+            UserError: They are on another scale.
+        """
+        low, high = self.low, self.high
+        looks = None
+        if low >= 0:
+            looks = "[0, 1]" if high <= 1 else "8 bits"
+        elif max(-low, high) > _BEYOND or (not wide and self.beyond > _FEW * self.total):
+            looks = "an unknown scale"
+        if looks is not None:
             raise UserError(
-                f"{str(self.path)!r} has floats from {low:.4g} to {high:.4g}, which looks like {looks}: bring them to "
+                f"{str(path)!r} has floats from {low:.4g} to {high:.4g}, which looks like {looks}: bring them to "
                 "[-1, 1] (v in [0, 1] to 2 v - 1), or give uint8"
+            )
+        if low > -0.05:
+            warnings.warn(
+                f"{str(path)!r} has floats from {low:.4g} to {high:.4g}, which looks like [0, 1], and is taken as it "
+                "stands: images are to be in [-1, 1]",
+                stacklevel=2,
             )
 
 
@@ -159,7 +218,7 @@ def _read(path: Path) -> tuple[str, NDArray[Any]]:
     if isinstance(loaded, np.ndarray):
         return "", loaded
     with loaded as file:
-        names = [name for name in ("samples", "arr_0") if name in file.files][:1] or file.files
+        names = [name for name in _NAMES if name in file.files][:1] or file.files
         if len(names) != 1:
             raise UserError(
                 f"{str(path)!r} holds {len(names)} arrays ({', '.join(names)}), none of them named samples or arr_0: "

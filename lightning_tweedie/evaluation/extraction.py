@@ -24,7 +24,7 @@ from lightning_tweedie.metrics.feature_statistics import FeatureStatistics, Prov
 from lightning_tweedie.metrics.features import FeatureExtractor
 from lightning_tweedie.pictures import to_uint8
 
-__all__ = ["data_digest", "extract_features", "reference_statistics"]
+__all__ = ["Images", "Transform", "data_digest", "extract_features", "reference_statistics", "stacked_pixels"]
 
 Images = Dataset[Tensor] | Tensor
 """Images ``(C, H, W)`` in [-1, 1], ``C`` 1 or 3, of any sizes; or a tensor of them."""
@@ -118,7 +118,7 @@ def extract_features(
         resize=extractor.resize,
         data_digest=_digest_of_all(processes, digests, n),
     )
-    return FeatureStatistics.from_features(processes.gather(features, n), provenance)
+    return FeatureStatistics(processes.gather(features, n), provenance=provenance)
 
 
 def reference_statistics(
@@ -161,7 +161,7 @@ def reference_statistics(
         rows = {} if kept is None or kept.features is None else {0: kept.features}
         provenance = processes.tell(None if kept is None else kept.provenance)
         features = processes.gather(rows, n)
-        return FeatureStatistics.from_features(features, provenance) if kept is None else kept
+        return FeatureStatistics(features, provenance=provenance) if kept is None else kept
 
     parts = path.with_suffix(".parts")
     statistics = extract_features(
@@ -182,6 +182,32 @@ def reference_statistics(
                 _warn(f"the statistics of the reference images are not kept for later calls: {error}")
         shutil.rmtree(parts, ignore_errors=True)
     return statistics
+
+
+def stacked_pixels(images: Images, indices: Sequence[int], name: str) -> Tensor:
+    """8-bit levels of images of one size, ``(n, C, H, W)``; few of them are ever in memory as floats.
+
+    Args:
+        images: See :func:`extract_features`.
+        indices: Numbers of the images, at least one.
+        name: What messages call them.
+
+    Raises:
+        UserError: They are not all of one size.
+    """
+    result = None
+    for start in range(0, len(indices), _READ):
+        part = _pixels(images, indices[start : start + _READ], None)
+        if result is None:
+            result = torch.empty(len(indices), *part[0].shape, dtype=torch.uint8)
+        if any(image.shape != result.shape[1:] for image in part):
+            raise UserError(
+                f"memorisation compares pixels, and the images in {name!r} have several sizes: bring them to one size, "
+                "or leave memorisation out"
+            )
+        result[start : start + len(part)] = torch.stack(part)
+    assert result is not None
+    return result
 
 
 def _pixels(images: Images, indices: Sequence[int], transform: Transform | None) -> list[Tensor]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +18,11 @@ from lightning_tweedie.data.batch import NoisyBatch
 from lightning_tweedie.denoiser import Denoiser
 from lightning_tweedie.errors import UserError
 from lightning_tweedie.evaluation.processes import Processes
-from lightning_tweedie.metrics.estimate import Estimate
+from lightning_tweedie.evaluation.store import ChunkStore, conditions
+from lightning_tweedie.metrics.estimate import Estimate, mean_of
 from lightning_tweedie.metrics.restoration import SSIM_WINDOW, interval_coverage, psnr, ssim
 from lightning_tweedie.pictures import Picture
+from lightning_tweedie.precision import full_precision
 from lightning_tweedie.sampling import Ancestral, Sampler, one_step, posterior_samples
 
 __all__ = [
@@ -89,6 +94,7 @@ def restore(
     seed: int = 0,
     batch_size: int = 64,
     processes: Processes | None = None,
+    store: Path | None = None,
     progress: str | None = None,
 ) -> Restoration:
     """Restores items in one step and by posterior draws.
@@ -107,13 +113,16 @@ def restore(
         seed: Seed of the draws.
         batch_size: Items restored at once, 16 at most.
         processes: Who shares the work; all processes there are when absent.
+        store: Folder in which the draws of finished items are kept, 16 items in a file, under names made of all that
+            they depend on: an interrupted call continues, and the draws of other items, networks or samplers can never
+            be taken for these.
         progress: What the progress bar says; none when absent.
 
     Returns:
         All items, in order, on every process.
 
     Raises:
-        UserError: There is no item, or one without noise, or the level is a map.
+        UserError: There is no item, or one without noise, or the level is a map; or the store cannot be written.
     """
     if draws < 1 or batch_size < 1:
         raise UserError(f"draws = {draws} and batch_size = {batch_size} must be at least 1")
@@ -125,14 +134,23 @@ def restore(
     sampler = Ancestral() if sampler is None else sampler
     processes = Processes() if processes is None else processes
     device = denoiser.sigma_data.device
-    chunks = processes.deal(len(x_n), _CHUNK)
+    finished, chunks = ChunkStore(store), processes.deal(len(x_n), _CHUNK)
+    made_by = json.dumps(conditions(denoiser, x_n.shape[1:], sampler, seed, draws=draws))
+    names = {chunk.start: _name(made_by, x_n, sigma_n, indices, chunk) for chunk in chunks}
+    shape = (1 + draws, *x_n.shape[1:])
+    parts: dict[int, Tensor] = {}
+    for chunk in chunks:
+        found = finished.read(names[chunk.start], shape)
+        if found is not None and len(found) == len(chunk):
+            parts[chunk.start] = found
+    missing = [chunk for chunk in chunks if chunk.start not in parts]
     hidden = progress is None or not processes.is_first
-    total = sum(map(len, chunks)) * (1 + draws * sampler.evaluations(sampler.steps))
-    parts = {}
+    total = sum(map(len, missing)) * (1 + draws * sampler.evaluations(sampler.steps))
     with (
+        processes.together(),
         # Counts evaluations, not items: all items may well be in one batch, and the bar is to say how long it takes.
         tqdm(total=total, desc=progress, unit="evaluation", unit_scale=True, leave=False, disable=hidden) as bar,
-        torch.autocast(device.type, enabled=False),
+        full_precision(device),
     ):
 
         def counted(x: Tensor, sigma: Tensor) -> Tensor:
@@ -140,13 +158,16 @@ def restore(
             return denoiser(x, sigma)
 
         network: Any = counted
-        for chunk in chunks:
+        for chunk in missing:
+            rows = []
             for start in range(chunk.start, chunk.stop, batch_size):
                 here = slice(start, min(start + batch_size, chunk.stop))
                 x, sigma = x_n[here].to(device), sigma_n[here].to(device)
                 numbers = [int(i) for i in indices[here]]
                 drawn = posterior_samples(network, x, sigma, draws, sampler, seed=seed, indices=numbers)
-                parts[start] = torch.stack([one_step(network, x, sigma), *drawn], dim=1).float().cpu()
+                rows.append(torch.stack([one_step(network, x, sigma), *drawn], dim=1).float().cpu())
+            parts[chunk.start] = torch.cat(rows)
+            finished.write(names[chunk.start], parts[chunk.start])
     results = processes.gather(parts, len(x_n)).transpose(0, 1)
     return Restoration(
         x_n=x_n.detach().cpu(),
@@ -155,6 +176,15 @@ def restore(
         x_0=None if x_0 is None else x_0.detach().cpu(),
         sigma_n=sigma_n.detach().cpu(),
     )
+
+
+def _name(made_by: str, x_n: Tensor, sigma_n: Tensor, indices: Sequence[int], chunk: range) -> str:
+    """Names the draws of a chunk by how they are made and by the items that they belong to."""
+    here = slice(chunk.start, chunk.stop)
+    digest = hashlib.sha256(f"{made_by}/{[int(i) for i in indices[here]]}".encode())
+    for values in (x_n, sigma_n):
+        digest.update(values[here].detach().float().cpu().contiguous().numpy().tobytes())
+    return f"{chunk.start:08d}-{digest.hexdigest()[:32]}"
 
 
 def restoration_quality(restoration: Restoration) -> dict[str, Estimate]:
@@ -188,9 +218,9 @@ def restoration_quality(restoration: Restoration) -> dict[str, Estimate]:
         "draw": restoration.draws[0],
         "mean": restoration.draws.mean(0),
     }
-    results = {f"psnr_{name}": _mean(psnr(items, x_0)) for name, items in sets.items()}
+    results = {f"psnr_{name}": mean_of(psnr(items, x_0)) for name, items in sets.items()}
     if x_0.ndim == 4 and min(x_0.shape[-2:]) >= SSIM_WINDOW:
-        results |= {f"ssim_{name}": _mean(_in_parts(ssim, items, x_0)) for name, items in sets.items()}
+        results |= {f"ssim_{name}": mean_of(_in_parts(ssim, items, x_0)) for name, items in sets.items()}
     curve = dict(calibration_curve(restoration))
     reported = {min(curve, key=lambda level: abs(level - goal)) for goal in _GOALS} if curve else set()
     return results | {f"interval_coverage_{100 * level:.3g}": curve[level] for level in sorted(reported)}
@@ -215,7 +245,7 @@ def calibration_curve(restoration: Restoration) -> list[tuple[float, Estimate]]:
             shares.setdefault(level, []).append(share)
     joined = {level: torch.cat(parts) for level, parts in shares.items()}
     # An item that says nothing about uncertainty is no evidence against it.
-    return [(level, _mean(share[~share.isnan()])) for level, share in sorted(joined.items())]
+    return [(level, mean_of(share[~share.isnan()])) for level, share in sorted(joined.items())]
 
 
 def calibration_picture(curves: Mapping[str, Sequence[tuple[float, Estimate]]]) -> Picture:
@@ -270,10 +300,3 @@ def _in_parts(measure: Any, estimate: Tensor, reference: Tensor) -> Tensor:
     """A measure of single items, some items at a time."""
     pairs = zip(estimate.split(_ITEMS), reference.split(_ITEMS), strict=True)
     return torch.cat([measure(x, y) for x, y in pairs])
-
-
-def _mean(values: Tensor) -> Estimate:
-    """Mean over items, with its standard error; that is None for a single item or an infinite mean."""
-    values = values.double()
-    error = float(values.std() / len(values) ** 0.5) if len(values) > 1 else float("nan")
-    return Estimate(float(values.mean()), error if np.isfinite(error) else None)

