@@ -12,14 +12,24 @@ from lightning_tweedie.errors import UserError
 from lightning_tweedie.kernels import normal_like
 from lightning_tweedie.networks import MLP
 from lightning_tweedie.oracles import GaussianOracle, MixtureOracle
-from lightning_tweedie.sampling import Ancestral, DPMSolverPP2M, Euler, Heun, one_step, posterior_samples, sample
+from lightning_tweedie.sampling import (
+    Ancestral,
+    DPMSolverPP2M,
+    Euler,
+    Heun,
+    Sampler,
+    SDEDPMSolverPP2M,
+    one_step,
+    posterior_samples,
+    sample,
+)
 
 MEAN = torch.tensor([0.5, -0.5]).double()
 COV = torch.tensor([[0.5, 0.3], [0.3, 0.25]]).double()
 EYE = torch.eye(2).double()
 GAUSSIAN = GaussianOracle(MEAN, COV)
 
-SOLVERS = [Euler(500), Heun(40), DPMSolverPP2M(60), Ancestral(150)]
+SOLVERS = [Euler(500), Heun(40), DPMSolverPP2M(60), Ancestral(150), SDEDPMSolverPP2M(60)]
 """With as many levels as each needs for its error to drown in that of a few thousand samples."""
 each = pytest.mark.parametrize("sampler", SOLVERS, ids=lambda s: s.name)
 
@@ -89,6 +99,18 @@ def test_posterior_draws_have_the_posterior_law():
         assert_mean((own[0] - own[0].mean(0)) * (own[1] - own[1].mean(0)), 0.0)
 
 
+def test_extrapolation_keeps_draws_from_being_too_much_alike():
+    """At 18 levels: the variance of the posterior, where the plain reverse process has lost a fifth and more."""
+    oracle = GaussianOracle(torch.zeros(2).double(), torch.diag(torch.tensor([0.3, 0.01]).double()))
+    x_n, exact = torch.zeros(4000, 2).double(), 1 / (1 / torch.tensor([0.3, 0.01]).double() + 1 / 0.5**2)
+
+    def share(sampler: Sampler) -> Tensor:
+        return posterior_samples(Exact(oracle), x_n, 0.5, 1, sampler)[0].square().mean(0) / exact
+
+    assert (share(Ancestral(18)) < 0.8).all()
+    assert ((share(SDEDPMSolverPP2M(18)) - 1).abs() < 0.08).all()
+
+
 def test_one_step_is_the_denoiser_and_leaves_clean_items_alone():
     x = torch.randn(3, 2, generator=generator(), dtype=torch.float64)
     sigma = torch.tensor([0.5, 0.0, 2.0])
@@ -120,7 +142,8 @@ def test_a_sample_does_not_depend_on_its_batch(sampler):
 
 
 @pytest.mark.parametrize(
-    "sampler, evaluations", [(Heun(18), 35), (Euler(18), 18), (DPMSolverPP2M(18), 18), (Ancestral(18), 18)]
+    "sampler, evaluations",
+    [(Heun(18), 35), (Euler(18), 18), (DPMSolverPP2M(18), 18), (Ancestral(18), 18), (SDEDPMSolverPP2M(18), 18)],
 )
 def test_number_of_evaluations(sampler, evaluations):
     calls = []

@@ -9,17 +9,18 @@ if TYPE_CHECKING:
 
 __all__ = ["SamplerName", "make_sampler"]
 
-SamplerName = Literal["heun", "euler", "dpmsolver++", "ancestral"]
+SamplerName = Literal["heun", "euler", "dpmsolver++", "ancestral", "sde-dpmsolver++"]
 
 
 def make_sampler(name: SamplerName, steps: int) -> Sampler:
     """The solver of that name with so many noise levels."""
-    from lightning_tweedie.sampling import Ancestral, DPMSolverPP2M, Euler, Heun
+    from lightning_tweedie.sampling import Ancestral, DPMSolverPP2M, Euler, Heun, SDEDPMSolverPP2M
 
     solvers: dict[SamplerName, type[Sampler]] = {
         "heun": Heun,
         "euler": Euler,
         "dpmsolver++": DPMSolverPP2M,
         "ancestral": Ancestral,
+        "sde-dpmsolver++": SDEDPMSolverPP2M,
     }
     return solvers[name](steps=steps)

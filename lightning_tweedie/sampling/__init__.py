@@ -2,6 +2,16 @@
 
 from lightning_tweedie.sampling.posterior import one_step, posterior_samples
 from lightning_tweedie.sampling.sample import sample
-from lightning_tweedie.sampling.samplers import Ancestral, DPMSolverPP2M, Euler, Heun, Sampler
+from lightning_tweedie.sampling.samplers import Ancestral, DPMSolverPP2M, Euler, Heun, Sampler, SDEDPMSolverPP2M
 
-__all__ = ["Ancestral", "DPMSolverPP2M", "Euler", "Heun", "Sampler", "one_step", "posterior_samples", "sample"]
+__all__ = [
+    "Ancestral",
+    "DPMSolverPP2M",
+    "Euler",
+    "Heun",
+    "SDEDPMSolverPP2M",
+    "Sampler",
+    "one_step",
+    "posterior_samples",
+    "sample",
+]

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from lightning_tweedie.errors import UserError
-from lightning_tweedie.kernels import DenoiserLike, Noise, reverse_chain
+from lightning_tweedie.kernels import DenoiserLike, Noise, reverse_chain, reverse_step
 from lightning_tweedie.levels import edm_levels
 from lightning_tweedie.tweedie import expand
 
-__all__ = ["Ancestral", "DPMSolverPP2M", "Euler", "Heun", "Sampler"]
+__all__ = ["Ancestral", "DPMSolverPP2M", "Euler", "Heun", "SDEDPMSolverPP2M", "Sampler"]
 
 
 class Sampler(ABC):
@@ -130,16 +130,11 @@ class DPMSolverPP2M(Sampler):
 
     def solve(self, denoiser: DenoiserLike, x: Tensor, levels: Tensor, noise: Noise) -> Tensor:
         """See :class:`Sampler`."""
-        previous: Tensor | None = None
+        previous = None
         for i in range(len(levels) - 1):
             t, s = levels[i], levels[i + 1]
             x0 = denoiser(x, t)
-            target = x0
-            if previous is not None:
-                # Half-log-SNR is -log(sigma) here; the ratio of successive steps on it extrapolates D.
-                # An item that stays at one level (0 / 0) has nothing to extrapolate.
-                ratio = ((t / s).log() / (levels[i - 1] / t).log()).nan_to_num(0.0, posinf=0.0)
-                target = x0 + expand(0.5 * ratio, x) * (x0 - previous)
+            target = _ahead(x0, previous, levels, i)
             x = target + expand(s / t, x) * (x - target)
             previous = x0
         return x
@@ -155,3 +150,37 @@ class Ancestral(Sampler):
     def solve(self, denoiser: DenoiserLike, x: Tensor, levels: Tensor, noise: Noise) -> Tensor:
         """See :class:`Sampler`."""
         return reverse_chain(denoiser, x, levels, noise)
+
+
+class SDEDPMSolverPP2M(Sampler):
+    """SDE-DPM-Solver++(2M): the reverse process, extrapolating the denoiser from its last answer (2211.01095, sec. 6).
+
+    Each step of :class:`Ancestral` holds the denoiser fixed, which makes draws too much alike: at 18 levels, those
+    from the posterior of a Gaussian have 64 to 78 % of its variance. Here they have nearly all, at the same cost.
+    """
+
+    def evaluations(self, levels: int) -> int:
+        """One per level."""
+        return levels
+
+    def solve(self, denoiser: DenoiserLike, x: Tensor, levels: Tensor, noise: Noise) -> Tensor:
+        """See :class:`Sampler`."""
+        previous = None
+        for i in range(len(levels) - 1):
+            x0 = denoiser(x, levels[i])
+            x = reverse_step(x, _ahead(x0, previous, levels, i), levels[i], levels[i + 1], noise)
+            previous = x0
+        return x
+
+
+def _ahead(x0: Tensor, previous: Tensor | None, levels: Tensor, i: int) -> Tensor:
+    """The denoiser's answer half a step below ``levels[i]``, extrapolated from those there and at the level before.
+
+    Half-log-SNR is ``-log sigma``, and along it a multistep solver extrapolates. An item that stays at one level
+    (0 / 0) has nothing to extrapolate.
+    """
+    if previous is None:
+        return x0
+    step, before = (levels[i] / levels[i + 1]).log(), (levels[i - 1] / levels[i]).log()
+    ratio = (step / before).nan_to_num(0.0, posinf=0.0)
+    return x0 + expand(0.5 * ratio, x0) * (x0 - previous)
