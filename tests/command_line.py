@@ -34,7 +34,10 @@ model:
       init_args:
         replay:
           class_path: lightning_tweedie.objectives.PosteriorReplay
-          init_args: {start: 0.3, steps: 3, capacity: 64}
+          init_args:
+            start: 0.3
+            capacity: 64
+            sampler: {class_path: lightning_tweedie.sampling.Ancestral, init_args: {steps: 3, sigma_min: 0.01}}
 data:
   class_path: lightning_tweedie.datamodules.ToyMixture
   init_args: {sigma: 0.2, items: 360, holdout: 32, batch_size: 16}

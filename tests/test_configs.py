@@ -142,6 +142,24 @@ def test_a_folder_of_noisy_images_of_one_size(tmp_path: Path) -> None:
     assert main(["fit", *given]) == 0
 
 
+@pytest.mark.parametrize("name", names("objective"))
+def test_objective(name: str, tmp_path: Path) -> None:
+    """In the place of an experiment's own; every term takes part, from the first step on."""
+    terms = yaml.safe_load((CONFIGS / f"objective/{name}.yaml").read_text())
+    for term in terms["init_args"].values():
+        if "start" in (term.get("init_args", {}) if isinstance(term, dict) else {}):
+            term["init_args"]["start"] = 0.0
+    (tmp_path / "objective.yaml").write_text(yaml.safe_dump(terms))
+    (tmp_path / "quick.yaml").write_text(QUICK + "  callbacks: []\n  log_every_n_steps: 1\n")
+    options = ["--config", str(CONFIGS / "experiment/ring.yaml"), "--config", str(tmp_path / "quick.yaml")]
+    options += ["--model.objective", str(tmp_path / "objective.yaml"), "--runs", str(tmp_path / "runs"), *SMALL["ring"]]
+    assert main(["fit", *options]) == 0
+    logged = (tmp_path / "runs/ring/fit_0/metrics.csv").read_text().partition("\n")[0]
+    for term in terms["init_args"]:
+        own = {"ambient": "score_matching" if name == "naive" else "ambient", "extra": "sure"}.get(term, term)
+        assert f"train/{own}" in logged.split(",")
+
+
 @pytest.mark.parametrize("name", names("trainer"))
 def test_trainer(name: str, tmp_path: Path) -> None:
     """Laid over an experiment; what only a GPU can do is left to machines with one."""

@@ -22,7 +22,7 @@ from lightning_tweedie.module import CHECKPOINT_KEY, TweedieModule, by_band
 from lightning_tweedie.networks import MLP, UNet
 from lightning_tweedie.objectives import AmbientScoreMatching, Consistency, Objective, PosteriorReplay
 from lightning_tweedie.randomness import step_generator
-from lightning_tweedie.sampling import sample
+from lightning_tweedie.sampling import Ancestral, sample
 from lightning_tweedie.serialization import from_config
 
 ITEMS, BATCH = 48, 8
@@ -78,7 +78,11 @@ def make_module(**changes: Any) -> TweedieModule:
     torch.manual_seed(0)
     settings: dict[str, Any] = {
         "denoiser": Denoiser(MLP(2, width=16)),
-        "objective": Objective(AmbientScoreMatching(), Consistency(start=0.1), PosteriorReplay(start=0.1, steps=3)),
+        "objective": Objective(
+            AmbientScoreMatching(),
+            Consistency(start=0.1),
+            PosteriorReplay(start=0.1, sampler=Ancestral(3)),
+        ),
         "ema": EMA([5.0]),
         "optimizer": partial(torch.optim.Adam, lr=1e-2),
     }
@@ -129,7 +133,7 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does(tmp_path, accumulat
     assert again.global_step == trainer.global_step == 20
     assert_equal(whole.state_dict(), resumed.state_dict())
     assert_equal(trainer.optimizers[0].state_dict(), again.optimizers[0].state_dict())
-    assert whole.objective.terms["replay"].written > 0
+    assert whole.objective.terms["replay"].buffer.written > 0
     assert whole.ema.steps == 20
     middle = torch.load(path, weights_only=True)
     assert middle["global_step"] == 10
@@ -165,10 +169,10 @@ def test_terms_may_come_and_go_when_a_run_is_resumed(tmp_path):
     """Ambient first, replay from its checkpoint on, and back: each term starts empty or is dropped."""
     ambient = tmp_path / "ambient.ckpt"
     make_trainer(tmp_path, callbacks=[SaveAt(10, ambient)]).fit(make_module(objective=Objective()), Toy())
-    more = make_module(objective=Objective(replay=PosteriorReplay(start=0.1, steps=3)))
+    more = make_module(objective=Objective(replay=PosteriorReplay(start=0.1, sampler=Ancestral(3))))
     replayed = make_trainer(tmp_path)
     replayed.fit(more, Toy(), ckpt_path=ambient)
-    assert replayed.global_step == 20 and more.objective.terms["replay"].written == 8 + 9
+    assert replayed.global_step == 20 and more.objective.terms["replay"].buffer.written == 8 + 9
     replayed.save_checkpoint(tmp_path / "replayed.ckpt")
     less = make_module(objective=Objective())
     make_trainer(tmp_path, max_steps=25).fit(less, Toy(), ckpt_path=tmp_path / "replayed.ckpt")
@@ -193,7 +197,7 @@ def test_what_a_checkpoint_decides_cannot_be_changed_in_silence(tmp_path, change
 def test_a_gpu_trains_and_samples_like_the_processor(tmp_path):
     module = make_module()
     make_trainer(tmp_path, accelerator="gpu", precision="bf16-mixed").fit(module, Toy())
-    assert module.objective.terms["replay"].written > 0 and module.ema.steps == 20
+    assert module.objective.terms["replay"].buffer.written > 0 and module.ema.steps == 20
     on_gpu = sample(module.eval_denoiser.cuda(), (64, 2), seed=1).cpu()
     on_cpu = sample(module.eval_denoiser.cpu(), (64, 2), seed=1)
     torch.testing.assert_close(on_gpu, on_cpu, rtol=1e-3, atol=1e-3)
@@ -235,15 +239,15 @@ def test_two_processes_give_the_gradient_of_one_with_the_double_batch(tmp_path):
 def test_the_replay_buffer_is_shared_between_processes(tmp_path):
     """Also when one of them has clean items, which are not replayed: both keep the draws of both."""
     data = Toy(clean=ITEMS // 4)
-    module = make_module(objective=Objective(replay=PosteriorReplay(start=0, ramp=0, steps=2)))
+    module = make_module(objective=Objective(replay=PosteriorReplay(start=0, ramp=0, sampler=Ancestral(2))))
     make_trainer(tmp_path, max_steps=1, devices=2, strategy="ddp_fork").fit(module, data)
     noisy = sum(
         int((next(iter(Batches(data.x_n[part], data.levels[part]))).sigma_n > 0).sum())
         for part in (slice(0, ITEMS // 2), slice(ITEMS // 2, ITEMS))
     )
     replay = module.objective.terms["replay"]
-    assert BATCH < noisy < 2 * BATCH and replay.written == noisy
-    assert len(replay.draws[:noisy].unique(dim=0)) == noisy
+    assert BATCH < noisy < 2 * BATCH and replay.buffer.written == noisy
+    assert len(replay.buffer.draws[:noisy].unique(dim=0)) == noisy
 
 
 def test_accumulated_batches_are_one_step_of_the_average(tmp_path):

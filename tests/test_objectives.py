@@ -18,9 +18,19 @@ from lightning_tweedie.errors import UserError
 from lightning_tweedie.kernels import normal_like, perturb, reverse_step
 from lightning_tweedie.levels import LogUniform
 from lightning_tweedie.networks import MLP
-from lightning_tweedie.objectives import AmbientScoreMatching, Consistency, Objective, PosteriorReplay, ScoreMatching
+from lightning_tweedie.objectives import (
+    AmbientScoreMatching,
+    Consistency,
+    Objective,
+    PosteriorReplay,
+    ScoreMatching,
+    Sure,
+)
+from lightning_tweedie.objectives.stable_target import stable_target
 from lightning_tweedie.objectives.term import Step, Term
 from lightning_tweedie.oracles import GaussianOracle, MixtureOracle
+from lightning_tweedie.preconditioning import edm_weight
+from lightning_tweedie.sampling import Ancestral, SDEDPMSolverPP2M
 
 MIXTURE = MixtureOracle(
     torch.tensor([[-0.7, 0.0], [0.7, 0.3]]).double(),
@@ -50,7 +60,9 @@ def losses(
     term: Term, denoise: object, x_n: Tensor, sigma_n: Tensor, teacher: object = MIXTURE, seed: int = 0
 ) -> Tensor:
     """One loss per item of a term in an objective."""
-    objective = Objective(**{"ambient" if term.name == "score_matching" else term.name: copy.deepcopy(term)})
+    term = copy.deepcopy(term)
+    named = {"score_matching": "ambient"}.get(term.name, term.name)
+    objective = Objective(extra=[term]) if isinstance(term, Sure) else Objective(**{named: term})
     return objective(Exact(denoise), x_n, sigma_n, teacher=teacher, generator=generator(seed)).per_item[term.name][1]
 
 
@@ -61,7 +73,7 @@ PERTURBATIONS = {
 }
 
 
-def slope(term: Term, perturbation: str, x_n: Tensor, sigma_n: Tensor) -> tuple[Tensor, Tensor]:
+def slope(term: Term, perturbation: str, x_n: Tensor, sigma_n: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Slope and curvature of a term's loss, per item, when the exact denoiser is perturbed."""
 
     def perturbed(sign: float) -> Tensor:
@@ -69,7 +81,7 @@ def slope(term: Term, perturbation: str, x_n: Tensor, sigma_n: Tensor) -> tuple[
             scale = sign * sigma / (1 + sigma**2).sqrt()
             return MIXTURE(x, sigma) + PERTURBATIONS[perturbation](x, scale.to(x)[:, None])
 
-        return losses(term, denoise, x_n, sigma_n)
+        return losses(term, denoise, x_n, sigma_n, seed=seed)
 
     plus, zero, minus = perturbed(1.0), perturbed(0.0), perturbed(-1.0)
     return (plus - minus) / 2, (plus + minus) / 2 - zero
@@ -97,6 +109,36 @@ def test_on_clean_data_ambient_is_ordinary_score_matching():
     assert torch.equal(
         losses(AmbientScoreMatching(), MIXTURE, x_0, clean), losses(ScoreMatching(), MIXTURE, x_0, clean)
     )
+
+
+def test_a_stable_target_is_the_exact_mean_of_what_may_have_led_to_a_point():
+    """That of a mixture of points, of which each may use some."""
+    items, x_t = torch.randn(2, 12, 3, generator=generator()).double()
+    variance = torch.linspace(0.01, 4.0, 12).double()
+    some = torch.rand(12, 12, generator=generator()) < 0.5
+    some |= torch.eye(12).bool()
+    found = stable_target(x_t, variance, items, some)
+    for own, point, v, its in zip(found, x_t, variance, some, strict=True):
+        points = MixtureOracle(items[its], torch.zeros(int(its.sum())).double())
+        torch.testing.assert_close(own, points(point[None], v.sqrt()[None])[0])
+
+
+@pytest.mark.parametrize("kind", ["one level", "a level per item"])
+@pytest.mark.parametrize("term", [AmbientScoreMatching, PosteriorReplay])
+def test_stable_targets_have_the_same_expectation_and_less_noise(term, kind):
+    """Slopes along a perturbation, of many batches: their mean is zero all the same, their variance a fraction."""
+    variances = []
+    for stable in (False, True):
+        x_n, sigma_n = noisy_data(12_800, kind)
+        slopes = []
+        for seed, (part, levels) in enumerate(zip(x_n.split(64), sigma_n.split(64), strict=True)):
+            loss = term(stable=True) if stable else term()
+            if isinstance(loss, PosteriorReplay):
+                loss.start, loss.share, loss.buffer.capacity, loss.buffer.written = 0.0, 1.0, 40, 40
+            slopes.append(slope(loss, "gain", part, levels, seed)[0].mean())
+        assert_mean(torch.stack(slopes), 0.0)
+        variances.append(float(torch.stack(slopes).var()))
+    assert variances[1] < 0.7 * variances[0]
 
 
 SMALL_JUMPS = [
@@ -179,10 +221,48 @@ def test_two_draws_are_unbiased_where_a_squared_mean_is_not():
     assert_mean((sum(off) / draws) ** 2, gain_s**2 * s**2 * (1 - s**2 / t**2) / draws)
 
 
+@pytest.mark.parametrize("draws", [2, 4])
+def test_the_estimator_of_consistency_is_unbiased_unless_asked_otherwise(draws):
+    """At the exact denoiser the mean over pairs expects zero; the squared mean expects a positive variance."""
+    settings = dict(start=0, share=1, jump=0.95, draws=draws)
+    x_n, sigma_n = noisy_data(10_000)
+    assert_mean(losses(Consistency(**settings), MIXTURE, x_n, sigma_n), 0.0)
+    biased = losses(Consistency(**settings, unbiased=False), MIXTURE, x_n, sigma_n)
+    assert (biased >= 0).all() and biased.mean() > 20 * biased.std() / len(biased) ** 0.5
+
+
+def test_sure_is_the_squared_error_of_the_clean_estimate():
+    """Up to a constant that does not depend on the estimate: differences are those of the true risk."""
+    n, sigma = 40_000, 0.4
+    x_0 = MIXTURE.sample(n, generator(1))
+    x_n = x_0 + sigma * torch.randn(n, 2, generator=generator(3)).double()
+    levels, scale = torch.full((n,), sigma).double(), edm_weight(torch.tensor(sigma), torch.tensor(0.5))
+
+    def linear(x: Tensor, sigma: Tensor) -> Tensor:
+        return 0.4 * x
+
+    for denoise in (MIXTURE, linear):
+        found = losses(Sure(), denoise, x_n, levels)
+        true = scale * (denoise(x_n, levels) - x_0).square().mean(1)
+        assert_mean(found - true, 0.0)
+
+
+@pytest.mark.parametrize("perturbation", PERTURBATIONS)
+def test_the_exact_denoiser_minimises_sure(perturbation):
+    first, second = slope(Sure(), perturbation, *noisy_data(40_000, "a level per item"))
+    assert_mean(first, 0.0)
+    assert second.mean() > 0
+
+
+def test_terms_have_names_of_their_own():
+    with pytest.raises(UserError, match="two terms named sure"):
+        Objective(extra=[Sure(), Sure()])
+
+
 def filled_before(sigma_n: Tensor, **settings: object) -> PosteriorReplay:
     """Replay with room for the noisy items of one batch, as if the buffer had been full already."""
     term = PosteriorReplay(start=0, capacity=int((sigma_n.reshape(len(sigma_n), -1) > 0).any(1).sum()), **settings)
-    term.written = term.capacity
+    term.buffer.written = term.buffer.capacity
     return term
 
 
@@ -190,9 +270,9 @@ def filled_before(sigma_n: Tensor, **settings: object) -> PosteriorReplay:
 def test_replayed_data_have_the_clean_law(kind):
     """Posterior draws of noisy data, all together, are draws of the clean distribution."""
     x_n, sigma_n = noisy_data(6000, kind, GAUSSIAN)
-    term = filled_before(sigma_n, steps=100)
+    term = filled_before(sigma_n, sampler=SDEDPMSolverPP2M(40))
     term.query(Step(x_n, sigma_n, GAUSSIAN, torch.tensor(0.5), generator()))
-    assert_law(term.draws, GAUSSIAN.mean, GAUSSIAN.axes @ torch.diag(GAUSSIAN.variances) @ GAUSSIAN.axes.T)
+    assert_law(term.buffer.draws, GAUSSIAN.mean, GAUSSIAN.axes @ torch.diag(GAUSSIAN.variances) @ GAUSSIAN.axes.T)
 
 
 def test_expectations_stand_in_for_draws_while_the_buffer_fills():
@@ -200,18 +280,18 @@ def test_expectations_stand_in_for_draws_while_the_buffer_fills():
     term = PosteriorReplay(start=0, capacity=60, refresh=1)
     term.query(Step(x_n, sigma_n, GAUSSIAN, torch.tensor(0.5), generator()))
     expectation = GAUSSIAN(x_n, sigma_n)
-    assert torch.equal(term.draws[:40], expectation)
+    assert torch.equal(term.buffer.draws[:40], expectation)
     term.query(Step(x_n, sigma_n, GAUSSIAN, torch.tensor(0.5), generator()))
-    assert torch.equal(term.draws[40:], expectation[:20]) and term.written == 80
+    assert torch.equal(term.buffer.draws[40:], expectation[:20]) and term.buffer.written == 80
     term.query(Step(x_n, sigma_n, GAUSSIAN, torch.tensor(0.5), generator()))
-    assert not torch.equal(term.draws[20:60], expectation)
+    assert not torch.equal(term.buffer.draws[20:60], expectation)
 
 
 @pytest.mark.parametrize("perturbation", PERTURBATIONS)
 def test_the_exact_denoiser_is_a_fixed_point_of_replay(perturbation):
     """With the exact denoiser as teacher it is the minimum of the next step's loss."""
     x_n, sigma_n = noisy_data(6000)
-    first, second = slope(filled_before(sigma_n, steps=100, share=1), perturbation, x_n, sigma_n)
+    first, second = slope(filled_before(sigma_n, sampler=SDEDPMSolverPP2M(40), share=1), perturbation, x_n, sigma_n)
     assert_mean(first, 0.0)
     assert (second >= 0).all()
 
@@ -220,7 +300,7 @@ def test_replay_trains_each_draw_below_its_own_level():
     x_n, sigma_n = noisy_data(300, "a level per item")
     term = PosteriorReplay(start=0, share=3)
     levels = term.query(Step(x_n, sigma_n, MIXTURE, torch.tensor(0.5), generator())).level
-    assert term.written == 200 and set(term.draw_levels[:200].tolist()) == {0.2, 0.5}
+    assert term.buffer.written == 200 and set(term.buffer.levels[:200].tolist()) == {0.2, 0.5}
     assert (levels >= 0.00999).all() and (levels <= 0.5).all() and (levels > 0.2).any()
 
 
@@ -233,19 +313,54 @@ def test_replay_replaces_the_oldest_draws_first_and_keeps_its_state():
     for k in range(3):
         term.query(batch(k))
     # The identity as a denoiser moves hardly anything: a batch of zeros, two ones, then two twos over the oldest.
-    assert term.draws.round().flatten().tolist() == [2, 2, 0, 0, 1, 1]
+    assert term.buffer.draws.round().flatten().tolist() == [2, 2, 0, 0, 1, 1]
     restored = PosteriorReplay(start=0, capacity=6, refresh=0.5)
     restored.load_state_dict(copy.deepcopy(term.state_dict()))
     a, b = term.query(batch(3)), restored.query(batch(3))
     assert torch.equal(a.x, b.x) and torch.equal(a.sigma, b.sigma)
-    assert torch.equal(term.draws, restored.draws) and term.written == restored.written == 10
+    assert (
+        torch.equal(term.buffer.draws, restored.buffer.draws) and term.buffer.written == restored.buffer.written == 10
+    )
     small = PosteriorReplay(start=0, capacity=3)
     small.query(batch(0))
-    assert small.draws.shape == (3, 1) and small.written == 3
+    assert small.buffer.draws.shape == (3, 1) and small.buffer.written == 3
+
+
+def test_rounds_put_new_draws_into_use_all_at_once():
+    def query(term: PosteriorReplay, k: int) -> None:
+        x_n, sigma_n = torch.full((4, 1), float(k)), torch.full((4,), 0.0101)
+        term.query(Step(x_n, sigma_n, lambda x, sigma: x, torch.tensor(0.5), generator(k)))
+
+    def numbers(term: PosteriorReplay) -> list[float]:
+        return term.buffer.draws.round().flatten().tolist()
+
+    term = PosteriorReplay(start=0, capacity=4, refresh=0.5, round_steps=3)
+    for k in range(3):
+        query(term, k)
+    assert numbers(term) == [0, 0, 0, 0]
+    restored = PosteriorReplay(start=0, capacity=4, refresh=0.5, round_steps=3)
+    restored.load_state_dict(copy.deepcopy(term.state_dict()))
+    for each in (term, restored):
+        query(each, 3)
+        # Six draws in the round, of which the last four were kept: two over the oldest two, then in their order.
+        assert sorted(numbers(each)) == [2, 2, 3, 3]
+        query(each, 4)
+        assert sorted(numbers(each)) == [2, 2, 3, 3]
+
+
+def test_clean_items_may_teach_what_draws_pass_from_the_start():
+    x_n, sigma_n = noisy_data(40, oracle=GAUSSIAN)
+    term = PosteriorReplay(start=0, capacity=60, first="draw")
+    term.query(Step(x_n, sigma_n, GAUSSIAN, torch.tensor(0.5), generator()))
+    assert not torch.allclose(term.buffer.draws[:40], GAUSSIAN(x_n, sigma_n), atol=1e-3)
 
 
 def everything() -> Objective:
-    return Objective(AmbientScoreMatching(), Consistency(start=0, ramp=0), PosteriorReplay(start=0, ramp=0, steps=3))
+    return Objective(
+        AmbientScoreMatching(),
+        Consistency(start=0, ramp=0),
+        PosteriorReplay(start=0, ramp=0, sampler=Ancestral(3)),
+    )
 
 
 def test_a_step_has_one_forward_pass_with_gradient():
@@ -300,7 +415,7 @@ def test_terms_that_are_off_cost_nothing():
     def at(progress: float) -> list[str]:
         return list(objective(Exact(MIXTURE), x_n, sigma_n, progress=progress, generator=generator()).terms)
 
-    assert at(0.4) == ["ambient"] and objective.terms["replay"].written == 0
+    assert at(0.4) == ["ambient"] and objective.terms["replay"].buffer.written == 0
     assert at(0.6) == ["ambient", "replay"]
     assert at(1.0) == ["ambient", "consistency", "replay"]
 

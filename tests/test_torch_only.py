@@ -20,7 +20,7 @@ from lightning_tweedie.sampling import Ancestral, Heun, one_step, posterior_samp
 torch.manual_seed(0)
 denoiser, ema = Denoiser(UNet(channels=1, width=8, multipliers=[1, 2], blocks=1), sigma_data=0.5), EMA([2.0])
 ema.attach(denoiser)
-objective = Objective(AmbientScoreMatching(), Consistency(start=0.3), PosteriorReplay(start=0.3, steps=2))
+objective = Objective(AmbientScoreMatching(), Consistency(start=0.3), PosteriorReplay(start=0.3, sampler=Ancestral(2)))
 optimizer = torch.optim.Adam(denoiser.parameters(), lr=1e-3)
 x_n, sigma_n = torch.randn(8, 1, 8, 8), torch.full((8,), 0.5)
 for step in range(4):

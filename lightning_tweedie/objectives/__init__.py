@@ -5,6 +5,7 @@ from lightning_tweedie.objectives.consistency import Consistency
 from lightning_tweedie.objectives.objective import Losses, Objective
 from lightning_tweedie.objectives.replay import PosteriorReplay
 from lightning_tweedie.objectives.score_matching import ScoreMatching
+from lightning_tweedie.objectives.sure import Sure
 
 __all__ = [
     "AmbientScoreMatching",
@@ -13,4 +14,5 @@ __all__ = [
     "Objective",
     "PosteriorReplay",
     "ScoreMatching",
+    "Sure",
 ]

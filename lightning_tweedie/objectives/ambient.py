@@ -20,15 +20,20 @@ class AmbientScoreMatching(Term):
         levels: Distribution of the training levels, truncated above each item's ``sigma_n``; EDM's
             log-normal when absent.
         weight: Factor of the term.
+        stable: Regress onto the mean of the batch's items that could have led to a point (2302.00670): less noise in
+            the gradient where data have few dimensions. Only items with the same ``sigma_n`` stand for each other, and
+            none whose noise differs between pixels.
     """
 
     name = "ambient"
 
-    def __init__(self, levels: LevelDistribution | None = None, weight: float = 1.0) -> None:
+    def __init__(self, levels: LevelDistribution | None = None, weight: float = 1.0, stable: bool = False) -> None:
         super().__init__(weight)
         self.levels = LogNormal() if levels is None else levels
+        self.stable = stable
 
     def query(self, step: Step) -> Query:
         """Every item at one level above its own."""
         sigma_t = self.levels.sample(step.item_level, generator=step.generator)
-        return ambient_query(step, step.sigma_n, sigma_t)
+        reference = (step.x_n, step.sigma_n) if self.stable and step.sigma_n.ndim == 1 else None
+        return ambient_query(step, step.sigma_n, sigma_t, reference)

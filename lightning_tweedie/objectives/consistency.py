@@ -19,16 +19,19 @@ __all__ = ["Consistency"]
 class Consistency(Term):
     """Two-draw consistency: ``D(x_t) = E[D(x_s) | x_t]`` along the denoiser's own reverse process.
 
-    The exact denoiser is a martingale there (2302.09057). From one ``x_t`` two independent ``x_s', x_s''``
-    are drawn and ``lambda <D(x_s') - D(x_t), D(x_s'') - D(x_t)>`` is minimised: unlike a squared mean of
-    draws it is unbiased, and may be negative. With the ambient term fixing the levels above ``sigma_n``,
-    it determines the denoiser below (2404.10177, theorem 3.2).
+    The exact denoiser is a martingale there (2302.09057). From one ``x_t`` two independent ``x_s', x_s''`` are drawn
+    and ``lambda <D(x_s') - D(x_t), D(x_s'') - D(x_t)>`` is minimised, or its mean over the pairs of more draws:
+    unlike a squared mean of draws it is unbiased, and may be negative. With the ambient term fixing the levels above
+    ``sigma_n``, it determines the denoiser below (2404.10177, theorem 3.2).
 
     Args:
         weight: Factor of the term once it is fully on.
         start: Share of the training after which it sets in: ambient score matching first.
         ramp: Share of the training over which the weight then grows.
         share: Share of the batch from which pairs are made, in (0, 1].
+        draws: Independent ``x_s`` for each ``x_t``, at least 2.
+        unbiased: Otherwise the squared mean of ``D(x_s) - D(x_t)`` over the draws, which published code minimises:
+            larger by the variance of that mean.
         jump: Ratio ``sigma_s / sigma_t`` of a pair, in (0, 1). Small jumps keep the reverse step exact.
         substeps: Reverse steps within the jump.
         gradient: ``"less_noisy"``: the teacher answers at ``x_t`` and the network learns at ``x_s``;
@@ -47,6 +50,8 @@ class Consistency(Term):
         start: float = 0.5,
         ramp: float = 0.1,
         share: float = 0.5,
+        draws: int = 2,
+        unbiased: bool = True,
         jump: float = 0.7,
         substeps: int = 1,
         gradient: Literal["less_noisy", "both"] = "less_noisy",
@@ -55,12 +60,14 @@ class Consistency(Term):
         levels: LevelDistribution | None = None,
     ) -> None:
         super().__init__(weight, start, ramp)
-        if not 0 < share <= 1 or not 0 < jump < 1 or substeps < 1 or chain < 1:
+        if not 0 < share <= 1 or not 0 < jump < 1 or substeps < 1 or chain < 1 or draws < 2:
             raise UserError(
-                "Consistency needs share in (0, 1], jump in (0, 1), substeps >= 1 and chain >= 1, not "
-                f"share = {share}, jump = {jump}, substeps = {substeps}, chain = {chain}"
+                "Consistency needs share in (0, 1], jump in (0, 1), substeps >= 1, chain >= 1 and draws >= 2, not "
+                f"share = {share}, jump = {jump}, substeps = {substeps}, chain = {chain}, draws = {draws}"
             )
         self.share = share
+        self.draws = draws
+        self.unbiased = unbiased
         self.jump = jump
         self.substeps = substeps
         self.gradient = gradient
@@ -83,22 +90,26 @@ class Consistency(Term):
         x = perturb(x_n, sigma_n, first, step.noise)
         x_t = reverse_chain(step.teacher, x, edm_levels(self.chain + 1, sigma_t, first), step.noise)
 
-        both = torch.cat([x_t, x_t])
-        jump = edm_levels(self.substeps + 1, torch.cat([sigma_s, sigma_s]), torch.cat([sigma_t, sigma_t]))
-        x_s = reverse_chain(step.teacher, both, jump, step.noise)
-        sigma_pair = torch.cat([sigma_s, sigma_s])
+        def repeated(x: Tensor) -> Tensor:
+            return x.repeat(self.draws, *[1] * (x.ndim - 1))
+
+        sigma_pair = repeated(sigma_s)
+        jump = edm_levels(self.substeps + 1, sigma_pair, repeated(sigma_t))
+        x_s = reverse_chain(step.teacher, repeated(x_t), jump, step.noise)
         scale = edm_weight(sigma_s, step.sigma_data)
 
-        def product(a: Tensor, b: Tensor, target: Tensor) -> Tensor:
-            return scale * ((a - target) * (b - target)).flatten(1).mean(1)
+        def loss(x0_s: Tensor, x0_t: Tensor) -> Tensor:
+            difference = (x0_s - repeated(x0_t)).reshape(self.draws, *x_t.shape)
+            squared_sum = difference.sum(0).square()
+            if self.unbiased:  # the mean over pairs of two draws
+                product = (squared_sum - difference.square().sum(0)) / (self.draws * (self.draws - 1))
+            else:
+                product = squared_sum / self.draws**2
+            return scale * product.flatten(1).mean(1)
 
         if self.gradient == "both":
-            return Query(
-                torch.cat([x_s, x_t]),
-                torch.cat([sigma_pair, sigma_t]),
-                lambda x0: product(*x0.chunk(3)),
-                sigma_s,
-            )
+            points, levels = torch.cat([x_s, x_t]), torch.cat([sigma_pair, sigma_t])
+            return Query(points, levels, lambda x0: loss(x0[: len(x_s)], x0[len(x_s) :]), sigma_s)
         with torch.no_grad():
             target = step.teacher(x_t, sigma_t)
-        return Query(x_s, sigma_pair, lambda x0: product(x0[: len(x_t)], x0[len(x_t) :], target), sigma_s)
+        return Query(x_s, sigma_pair, lambda x0: loss(x0, target), sigma_s)

@@ -40,6 +40,10 @@ class Objective(nn.Module):
         ambient: Fixes the levels above ``sigma_n``; a :class:`ScoreMatching` here is the naive control.
         consistency: Two-draw consistency, if any.
         replay: Posterior replay, if any.
+        extra: Further terms: :class:`~lightning_tweedie.objectives.sure.Sure`, or some of your own.
+
+    Raises:
+        UserError: Two terms have the same name.
     """
 
     def __init__(
@@ -47,10 +51,17 @@ class Objective(nn.Module):
         ambient: AmbientScoreMatching | ScoreMatching | None = None,
         consistency: Consistency | None = None,
         replay: PosteriorReplay | None = None,
+        extra: list[Term] | None = None,
     ) -> None:
         super().__init__()
-        chosen = (AmbientScoreMatching() if ambient is None else ambient, consistency, replay)
-        self.terms = nn.ModuleDict({term.name: term for term in chosen if term is not None})
+        chosen = (AmbientScoreMatching() if ambient is None else ambient, consistency, replay, *(extra or []))
+        self.terms = nn.ModuleDict()
+        for term in chosen:
+            if term is None:
+                continue
+            if term.name in self.terms:
+                raise UserError(f"the objective has two terms named {term.name}: keep one, or rename one of your own")
+            self.terms[term.name] = term
 
     @property
     def sigma_max(self) -> float:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lightning_tweedie.kernels import perturb
 from lightning_tweedie.levels import LevelDistribution, LogNormal
+from lightning_tweedie.objectives.stable_target import stable_target
 from lightning_tweedie.objectives.term import Query, Step, Term
 from lightning_tweedie.preconditioning import edm_weight
 from lightning_tweedie.tweedie import expected_noisy, noise_share
@@ -14,17 +15,31 @@ from lightning_tweedie.tweedie import expected_noisy, noise_share
 __all__ = ["ScoreMatching", "ambient_query"]
 
 
-def ambient_query(step: Step, sigma_n: Tensor, sigma_t: Tensor) -> Query:
+def ambient_query(
+    step: Step, sigma_n: Tensor, sigma_t: Tensor, reference: tuple[Tensor, Tensor] | None = None
+) -> Query:
     """Score matching on data with noise of level ``sigma_n``, at levels ``sigma_t`` (2404.10177, eq. 7).
 
     The loss ``lambda(sigma_t) |(1 - r) D(x_t) + r x_t - x_n|^2``, averaged over the elements of an item, is
     ordinary denoising score matching where ``sigma_n = 0``.
+
+    Args:
+        step: The data.
+        sigma_n: The noise they are taken to hold, ``(B,)`` or ``(B, *shape)``.
+        sigma_t: Levels to which they are raised, ``(B,)``.
+        reference: Items, among them those of the step, with a number each: the mean of those that could have led to a
+            point stands for the item that did (:func:`~lightning_tweedie.objectives.stable_target.stable_target`). Only
+            items with one number are exchangeable: ``(R, *shape)`` and ``(R,)``, the step's own first.
     """
     x_t = perturb(step.x_n, sigma_n, sigma_t, step.noise)
     r = noise_share(sigma_n, sigma_t, x_t)
+    target = step.x_n
+    if reference is not None:
+        items, kind = reference
+        target = stable_target(x_t, sigma_t**2 - sigma_n**2, items, kind[: len(x_t), None] == kind)
 
     def loss(x0: Tensor) -> Tensor:
-        error = (expected_noisy(x0, x_t, r) - step.x_n) ** 2
+        error = (expected_noisy(x0, x_t, r) - target) ** 2
         return edm_weight(sigma_t, step.sigma_data) * error.flatten(1).mean(1)
 
     return Query(x_t, sigma_t, loss, sigma_t)
@@ -39,15 +54,19 @@ class ScoreMatching(Term):
     Args:
         levels: Distribution of the training levels; EDM's log-normal when absent.
         weight: Factor of the term.
+        stable: Regress onto the mean of the batch's items that could have led to a point (2302.00670): less noise in
+            the gradient where data have few dimensions.
     """
 
     name = "score_matching"
 
-    def __init__(self, levels: LevelDistribution | None = None, weight: float = 1.0) -> None:
+    def __init__(self, levels: LevelDistribution | None = None, weight: float = 1.0, stable: bool = False) -> None:
         super().__init__(weight)
         self.levels = LogNormal() if levels is None else levels
+        self.stable = stable
 
     def query(self, step: Step) -> Query:
         """Every item at one level above zero, whatever noise it holds."""
         zero = torch.zeros_like(step.item_level)
-        return ambient_query(step, zero, self.levels.sample(zero, generator=step.generator))
+        reference = (step.x_n, zero) if self.stable else None
+        return ambient_query(step, zero, self.levels.sample(zero, generator=step.generator), reference)
