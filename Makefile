@@ -2,14 +2,15 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+PRESET ?= oracle
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs format clean
+.PHONY: help demo test lint docs format bench-methods clean
 .NOTPARALLEL:
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 demo: $(VENV)/.installed-demo ## train on noisy digits and show clean samples, about ten minutes on two cores
 	@$(BIN)/lightning_tweedie fit --config configs/experiment/demo.yaml
@@ -32,6 +33,9 @@ docs: $(VENV)/.installed-dev ## build the docs site into docs/_build/html; warni
 format: $(VENV)/.installed-dev ## put the code in order
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+bench-methods: $(VENV)/.installed-dev ## compare all methods (PRESET=oracle); goes on where it was interrupted
+	@$(BIN)/python benchmarks/methods --preset $(PRESET) --out docs/benchmarks/$(PRESET).json
 
 clean: ## remove the virtual environment, the caches and the built docs, but no runs
 	@rm -rf $(VENV) docs/_build docs/_generated .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -23,7 +23,7 @@ class EMA(nn.Module):
 
     Args:
         half_lives: Steps after which a weight's influence has halved, one average for each; the first
-            is the one that samples, metrics and teachers use.
+            is the one that samples and metrics use, the shortest the one that teaches.
         ramp_up: Half-life at most this share of the steps taken, ``> 0``; infinity switches this off.
     """
 
@@ -51,6 +51,14 @@ class EMA(nn.Module):
     def denoiser(self) -> Denoiser:
         """The average with the first half-life."""
         return self.averages[0]  # type: ignore[return-value]
+
+    @property
+    def teacher(self) -> Denoiser:
+        """The average with the shortest half-life: what it teaches is up to date.
+
+        Where the network learns from its own draws, progress is as slow as its teacher.
+        """
+        return self.averages[self.half_lives.index(min(self.half_lives))]  # type: ignore[return-value]
 
     def decay(self, half_life: float) -> float:
         """Share of the old average kept in the step just counted."""

@@ -159,7 +159,7 @@ class TweedieModule(LightningModule):
                     group["lr"] = lr
 
     def training_step(self, batch: NoisyBatch, batch_idx: int) -> Tensor:
-        """The objective on one batch, with the EMA as teacher."""
+        """The objective on one batch, with an EMA as teacher."""
         generator = step_generator(
             self.seed,
             rank=self.global_rank,
@@ -174,7 +174,7 @@ class TweedieModule(LightningModule):
                 self.denoiser,
                 batch.x_n,
                 batch.sigma_n,
-                teacher=self.eval_denoiser,
+                teacher=self.ema.teacher,
                 progress=self.progress,
                 generator=generator,
             )

@@ -48,6 +48,12 @@ def test_after_a_half_life_half_is_left():
     assert follow(EMA([10.0], ramp_up=math.inf), [0.0] * 10, start=1.0) == [pytest.approx(0.5)]
 
 
+def test_the_shortest_average_teaches_and_the_first_one_samples():
+    ema = EMA([20.0, 3.0, 5.0])
+    follow(ema, [1.0, 2.0])
+    assert ema.teacher is ema.averages[1] and ema.denoiser is ema.averages[0]
+
+
 def test_ramp_up_forgets_the_initial_weights():
     """With the half-life at 5 % of the steps, 100 steps leave nothing of the start, though 1000 was asked for."""
     path = [float(k) for k in range(1, 101)]

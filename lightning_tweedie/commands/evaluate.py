@@ -76,7 +76,8 @@ def evaluate(
             seed; all when left out.
         num_reference: How many of the reference images, or noisy ones, are used, chosen by the seed; all when left out.
             Memorisation always looks through all clean images of --data, or through all of --reference without them.
-        sampler: Solvers of the reverse process: heun, euler, dpmsolver++, ancestral.
+        sampler: Solvers of the reverse process: heun, euler, dpmsolver++, ancestral,
+            sde-dpmsolver++.
         steps: Numbers of noise levels.
         sampling: full, or truncated at the noise level of the training data, or both.
         average: Which weight average, in the order of ema.half_lives: 0 is the first.

@@ -47,7 +47,7 @@ class PosteriorReplay(Term):
         capacity: Number of draws kept; oldest replaced first. The buffer is held on the training
             device unless ``on_cpu``, is the same on every rank, and is part of checkpoints.
         refresh: Share of the batch for which new draws are made in each step, in (0, 1].
-        sampler: Stochastic solver of the draws, with its levels; when absent :class:`SDEDPMSolverPP2M` with 16 levels
+        sampler: Stochastic solver of the draws, with its levels; when absent :class:`SDEDPMSolverPP2M` with 24 levels
             down to a twentieth of each item's ``sigma_n``. Draws must scatter right to a percent, because what is
             missing or too much adds up from round to round.
         first: What fills the buffer for the first time. ``"mean"``: expectations ``E[x_0 | x_n]``, which the ambient
@@ -123,7 +123,7 @@ class PosteriorReplay(Term):
                 return step.teacher(x, level)
         if self.sampler is not None:
             return self.sampler(step.teacher, x, self.sampler.levels(start=level), step.noise)
-        return SDEDPMSolverPP2M()(step.teacher, x, edm_levels(16, level / 20, level), step.noise)
+        return SDEDPMSolverPP2M()(step.teacher, x, edm_levels(24, level / 20, level), step.noise)
 
     def _renew(self, step: Step) -> None:
         noisy = step.item_level > self.floor
