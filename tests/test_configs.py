@@ -144,20 +144,26 @@ def test_a_folder_of_noisy_images_of_one_size(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", names("objective"))
 def test_objective(name: str, tmp_path: Path) -> None:
-    """In the place of an experiment's own; every term takes part, from the first step on."""
-    terms = yaml.safe_load((CONFIGS / f"objective/{name}.yaml").read_text())
-    for term in terms["init_args"].values():
+    """In the place of an experiment's own, of which no term is left; every other takes part, from the first step on."""
+    objective = yaml.safe_load((CONFIGS / f"objective/{name}.yaml").read_text())
+    terms = objective["init_args"]
+    # What a file is silent about would stay as the experiment has it.
+    assert set(terms) == {"ambient", "consistency", "replay", "extra"}
+    for term in terms.values():
         if "start" in (term.get("init_args", {}) if isinstance(term, dict) else {}):
             term["init_args"]["start"] = 0.0
-    (tmp_path / "objective.yaml").write_text(yaml.safe_dump(terms))
+    (tmp_path / "objective.yaml").write_text(yaml.safe_dump(objective))
     (tmp_path / "quick.yaml").write_text(QUICK + "  callbacks: []\n  log_every_n_steps: 1\n")
     options = ["--config", str(CONFIGS / "experiment/ring.yaml"), "--config", str(tmp_path / "quick.yaml")]
+    consistency = "--model.objective.init_args.consistency"
+    options += [f"{consistency}.init_args.start", "0", f"{consistency}.init_args.ramp", "0"]
     options += ["--model.objective", str(tmp_path / "objective.yaml"), "--runs", str(tmp_path / "runs"), *SMALL["ring"]]
     assert main(["fit", *options]) == 0
-    logged = (tmp_path / "runs/ring/fit_0/metrics.csv").read_text().partition("\n")[0]
-    for term in terms["init_args"]:
-        own = {"ambient": "score_matching" if name == "naive" else "ambient", "extra": "sure"}.get(term, term)
-        assert f"train/{own}" in logged.split(",")
+    logged = (tmp_path / "runs/ring/fit_0/metrics.csv").read_text().partition("\n")[0].split(",")
+    own = {"ambient": "score_matching" if name == "naive" else "ambient", "extra": "sure"}
+    for term in [*own.values(), "ambient", "score_matching", "consistency", "replay"]:
+        wanted = any(own.get(key, key) == term for key, its in terms.items() if its is not None)
+        assert (f"train/{term}" in logged) == wanted, term
 
 
 @pytest.mark.parametrize("name", names("trainer"))
