@@ -201,9 +201,10 @@ def restoration_quality(restoration: Restoration) -> dict[str, Estimate]:
     its PSNR is 3 dB lower, and the mean of ``K`` draws has ``1 + 1/K`` times it.
 
     Draws carry the error of their solver too. With the exact denoiser of a Gaussian, those of ``Ancestral`` with 18
-    levels have 0.65 to 0.8 times the right variance, so that intervals of 90 % hold 83 to 86 % and those of 50 % hold
-    42 to 46 %; with 72 levels it is 0.9 to 0.95 times, 88 to 89 % and 48 %. Compare numbers at equal solvers, and use
-    many levels before a network is called too sure.
+    levels have 0.64 to 0.78 times the right variance, so that intervals of 90 % hold 81 to 86 % and those of 50 % hold
+    41 to 45 %; with 72 levels it is 0.90 to 0.94 times, 88 to 89 % and 48 to 49 %
+    (benchmarks/draw_variance.py). Compare numbers at equal solvers, and use many levels before a network is called too
+    sure.
 
     Args:
         restoration: With clean items.
