@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from oracle import denoise, draw, evaluate, noisy_data, train
+from oracle import TEST, evaluate, noisy_data, train
 from problems import PROBLEMS
 from registry import METHODS, make_objective
 from tables import page, plot
@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from lightning_tweedie.evaluation.results import versions
 from lightning_tweedie.files import write_whole
+from lightning_tweedie.sampling import one_step, sample
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -69,12 +70,13 @@ def run(cell: Cell) -> dict[str, Any]:
         first, per_step = train(
             problem, make_objective(method.first), data, levels, cell.steps // 2, cell.batch, cell.seed
         )
-        data, levels = denoise(first, data, levels), torch.zeros_like(levels)
+        data, levels = one_step(first, data, levels), torch.zeros_like(levels)
         steps, seconds = cell.steps - cell.steps // 2, per_step * (cell.steps // 2)
     objective = make_objective(method.objective, method.plain_targets)
     denoiser, per_step = train(problem, objective, data, levels, steps, cell.batch, cell.seed)
     stop = problem.sigma_n if method.sampling == "truncated" else None
-    metrics = evaluate(problem, denoiser, draw(problem, denoiser, cell.seed, stop), cell.seed)
+    samples = sample(denoiser, (TEST, problem.dim), seed=cell.seed, truncate_at=stop)
+    metrics = evaluate(problem, denoiser, samples, cell.seed)
     return {
         **asdict(cell),
         "title": method.title,
@@ -143,8 +145,7 @@ def main() -> None:
         rows = list(tqdm(pool.map(finished, cells), total=len(cells), desc="cells"))
     command = shlex.join(["python", "benchmarks/methods", *sys.argv[1:]])
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(rows, indent=1) + "\n")
+        write_whole(args.out, (json.dumps(rows, indent=1) + "\n").encode())
         args.out.with_suffix(".md").write_text(page(rows, args.out.name, command))
         plot(rows, args.out.with_suffix(".png"))
     print(page(rows, "rows", command))

@@ -15,9 +15,8 @@ from lightning_tweedie.ema import EMA
 from lightning_tweedie.networks import MLP
 from lightning_tweedie.objectives import Objective
 from lightning_tweedie.randomness import step_generator
-from lightning_tweedie.sampling import one_step, sample
 
-__all__ = ["denoise", "evaluate", "noisy_data", "train"]
+__all__ = ["TEST", "evaluate", "noisy_data", "train"]
 
 LEARNING_RATE = 4e-3
 TEACHER = 15
@@ -68,11 +67,6 @@ def train(
     return ema.denoiser, (time.perf_counter() - start) / steps
 
 
-def denoise(denoiser: Denoiser, data: Tensor, levels: Tensor) -> Tensor:
-    """One-step estimates of all data."""
-    return one_step(denoiser, data, levels)
-
-
 @torch.no_grad()
 def evaluate(problem: Problem, denoise: Callable[[Tensor, Tensor], Tensor], samples: Tensor, seed: int) -> dict:
     """Excess risk at each level on fresh points, distance of the samples from fresh data, and their spread.
@@ -100,8 +94,3 @@ def evaluate(problem: Problem, denoise: Callable[[Tensor, Tensor], Tensor], samp
         nearest = means[torch.cdist(samples, means).argmin(1)]
         row["spread"] = float((samples - nearest).square().mean().sqrt()) / problem.std
     return row
-
-
-def draw(problem: Problem, denoiser: Denoiser, seed: int, truncate_at: float | None) -> Tensor:
-    """Samples, full or truncated."""
-    return sample(denoiser, (TEST, problem.dim), seed=seed, truncate_at=truncate_at)

@@ -54,6 +54,12 @@ class DrawBuffer:
         which = torch.randint(self.filled, (count,), generator=generator, device=like.device).to(self.draws.device)
         return self.draws[which].to(like.device), self.levels[which].to(like.device)
 
+    def take(self) -> tuple[Tensor, Tensor]:
+        """All draws and their levels; the buffer is empty afterwards."""
+        assert self.draws is not None and self.levels is not None
+        filled, self.written = self.filled, 0
+        return self.draws[:filled], self.levels[:filled]
+
     def state(self) -> dict[str, Any]:
         """All of it, in plain types and tensors."""
         return {"draws": self.draws, "levels": self.levels, "written": self.written}

@@ -139,9 +139,8 @@ class PosteriorReplay(Term):
         self.steps_of_round += 1
         assert self.round_steps is not None
         if self.steps_of_round >= self.round_steps:
-            assert self.upcoming.draws is not None and self.upcoming.levels is not None
-            self.buffer.write(self.upcoming.draws[: self.upcoming.filled], self.upcoming.levels[: self.upcoming.filled])
-            self.upcoming.written = self.steps_of_round = 0
+            self.buffer.write(*self.upcoming.take())
+            self.steps_of_round = 0
 
     def query(self, step: Step) -> Query | None:
         """Renews part of the buffer, then asks for replayed items at levels below their ``sigma_n``."""
