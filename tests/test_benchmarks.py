@@ -33,27 +33,70 @@ def test_the_exact_denoiser_is_perfect_and_another_is_not(name: str) -> None:
     assert other["sliced_wasserstein"] > 1.5 * exact["sliced_wasserstein"]
 
 
+def test_noise_has_the_moments_that_its_name_promises() -> None:
+    from noise import NOISE, noisy
+
+    x_0, one = torch.zeros(20_000, 64), torch.ones(20_000)
+    generator = torch.Generator().manual_seed(0)
+    for kind in NOISE:
+        noise = noisy(x_0, one, kind, generator).double()
+        assert noise.mean().abs() < 0.01
+        assert float(noise.var()) == pytest.approx(0.516 if kind == "clipped" else 1.0, rel=0.01)
+        kurtosis = float((noise**4).mean() / noise.var() ** 2)
+        image = noise.reshape(-1, 8, 8)
+        neighbours = float((image[:, :, 1:] * image[:, :, :-1]).mean())
+        if kind in ("", "laplace", "uniform"):
+            assert kurtosis == pytest.approx({"": 3.0, "laplace": 6.0, "uniform": 1.8}[kind], rel=0.03)
+        assert neighbours == pytest.approx(2 / 3 if kind == "correlated" else 0.0, abs=0.01)
+
+
 def test_every_method_has_its_objective() -> None:
     from registry import METHODS as METHODS_BY_NAME
     from registry import make_objective
 
     for method in METHODS_BY_NAME.values():
-        assert make_objective(method.objective).terms
-        assert method.first is None or make_objective(method.first).terms
+        assert make_objective(method.objective, method.settings).terms
+        assert method.first in (None, "nonlocal_means") or make_objective(method.first, {}).terms
+    ambient = make_objective("default", {"ambient.weighting": "x_n", "replay.share": 0.125, "consistency": None})
+    assert ambient.terms["ambient"].power == 0 and ambient.terms["replay"].share == 0.125
+    assert "consistency" not in ambient.terms
+
+
+def test_nonlocal_means_takes_noise_away() -> None:
+    from images import nonlocal_means
+
+    clean = torch.zeros(4, 1, 28, 28)
+    clean[:, :, 8:20, 4:9] = 1
+    noisy = clean + 0.3 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    assert ((nonlocal_means(noisy.numpy(), 0.3) - clean.numpy()) ** 2).mean() < 0.25 * 0.3**2
 
 
 def test_finished_cells_are_read_and_others_are_run(tmp_path: Path) -> None:
-    options = ["--problems", "ring", "--methods", "clean", "sure", "--seeds", "1", "--steps", "20", "--batch", "32"]
+    options = ["--problems", "ring", "--methods", "clean", "ambient", "--seeds", "1", "--steps", "20", "--batch", "32"]
     options += ["--cells", str(tmp_path / "cells"), "--out", str(tmp_path / "oracle.json")]
     call = [sys.executable, str(METHODS), *options]
     subprocess.run(call, check=True, capture_output=True)
-    (cell,) = tmp_path.glob("cells/ring-sure-*.json")
-    row = json.loads(cell.read_text())
-    assert row["images_seen"] == 20 * 32 and row["method"] == "sure"
-    cell.write_text(json.dumps(row | {"metrics": row["metrics"] | {"spread": 4321.0}}))
-    subprocess.run(call, check=True, capture_output=True)
-    assert [its["metrics"]["spread"] == 4321.0 for its in json.loads((tmp_path / "oracle.json").read_text())] == [
-        False,
-        True,
-    ]
-    assert "4321" in (tmp_path / "oracle.md").read_text() and (tmp_path / "oracle.png").stat().st_size > 1000
+    (cell,) = tmp_path.glob("cells/ring-ambient-*.json")
+    full, truncated = json.loads(cell.read_text())
+    assert full["images_seen"] == 20 * 32 and full["method"] == "ambient" and truncated["sampling"] == "truncated"
+    cell.write_text(json.dumps([full | {"metrics": full["metrics"] | {"spread": 4321.0}}, truncated]))
+    # One whose figures are missing is not invented; the finished ones make the page.
+    told = subprocess.run([*call, "--known", "--seeds", "2"], capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    spreads = [row["metrics"]["spread"] for row in json.loads((tmp_path / "oracle.json").read_text())]
+    assert len(spreads) == 3 and spreads[1] == 4321.0
+    assert "4321" in (tmp_path / "oracle.md").read_text()
+    for plot in ("oracle_levels.png", "oracle_cost.png"):
+        assert (tmp_path / plot).stat().st_size > 1000
+
+
+def test_a_cell_that_fails_is_named_and_the_others_are_run(tmp_path: Path) -> None:
+    # Non-local means is for images.
+    options = ["--problems", "ring", "--methods", "nonlocal_means", "naive", "--seeds", "1", "--steps", "20"]
+    told = subprocess.run(
+        [sys.executable, str(METHODS), *options, "--batch", "32", "--cells", str(tmp_path)],
+        capture_output=True,
+        text=True,
+    )
+    assert told.returncode == 1 and "ring-nonlocal_means-seed0-20x32 failed: see" in told.stderr
+    assert "noisy as if clean" in told.stdout

@@ -5,6 +5,7 @@ of two losses with the same random numbers, one unbiased draw per item.
 """
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -89,10 +90,43 @@ def slope(term: Term, perturbation: str, x_n: Tensor, sigma_n: Tensor, seed: int
 
 @pytest.mark.parametrize("kind", NOISE)
 @pytest.mark.parametrize("perturbation", PERTURBATIONS)
-def test_the_exact_clean_denoiser_minimises_the_ambient_loss(kind, perturbation):
-    first, second = slope(AmbientScoreMatching(), perturbation, *noisy_data(20_000, kind))
+@pytest.mark.parametrize("settings", [{}, {"weighting": "x_n"}, {"weighting": "x_0", "buffer": 0.4}], ids=str)
+def test_the_exact_clean_denoiser_minimises_the_ambient_loss(kind, perturbation, settings):
+    first, second = slope(AmbientScoreMatching(**settings), perturbation, *noisy_data(20_000, kind))
     assert_mean(first, 0.0)
     assert (second >= 0).all() and second.mean() > 0
+
+
+def test_precision_weighs_each_level_by_the_noise_of_its_target():
+    """Seen as one of ``x_0``, a target is the truth and noise of variance ``sigma_n^2 / (1 - r)``."""
+    x_0, sigma_n = torch.full((200_000, 1), 0.3).double(), torch.full((200_000,), 0.4).double()
+    x_n = perturb(x_0, 0.0, sigma_n, normal_like(generator(3)))
+    step = Step(x_n, sigma_n, MIXTURE, torch.tensor(0.5), generator())
+
+    def excess(weighting: str, error: float) -> tuple[Tensor, Tensor]:
+        """What an error of the denoiser adds to the loss, and the noise share of each level."""
+        term = AmbientScoreMatching(weighting=weighting, buffer=0.01, levels=LogUniform(0.01, 4.0))
+        query = term.query(replace(step, generator=generator()))
+        truth = x_0.expand_as(query.x)
+        added = (query.loss(truth + error) - query.loss(truth)) / edm_weight(query.sigma, torch.tensor(0.5))
+        return added, (0.4 / query.sigma.double()) ** 2
+
+    added, r = excess("precision", 0.2)
+    assert_mean(added - (1 - r) * 0.2**2, 0.0)
+    # Equal precision: the linear part of what is added, which is the noise in the slope, varies as the weight itself.
+    for low, high in ((0.1, 0.3), (0.6, 0.8)):
+        band = (r > low) & (r < high)
+        noise = (added - (1 - r) * 0.2**2)[band] / (2 * 0.2)
+        assert_mean(noise**2 / (1 - r[band]), 0.4**2)
+    for weighting, power in (("x_n", 2), ("x_0", 0)):
+        added, r = excess(weighting, 0.2)
+        assert_mean(added - (1 - r) ** power * 0.2**2, 0.0)
+
+
+def test_levels_begin_above_the_buffer():
+    x_n, sigma_n = noisy_data(500, "a level per item")
+    query = AmbientScoreMatching(buffer=0.5).query(Step(x_n, sigma_n, MIXTURE, torch.tensor(0.5), generator()))
+    assert (query.level >= 1.5 * sigma_n).all() and (query.level < 2 * sigma_n).any()
 
 
 def test_the_naive_loss_has_its_minimum_elsewhere():
@@ -242,16 +276,29 @@ def test_sure_is_the_squared_error_of_the_clean_estimate():
         return 0.4 * x
 
     for denoise in (MIXTURE, linear):
-        found = losses(Sure(), denoise, x_n, levels)
+        found = losses(Sure(share=1), denoise, x_n, levels)
         true = scale * (denoise(x_n, levels) - x_0).square().mean(1)
         assert_mean(found - true, 0.0)
 
 
 @pytest.mark.parametrize("perturbation", PERTURBATIONS)
 def test_the_exact_denoiser_minimises_sure(perturbation):
-    first, second = slope(Sure(), perturbation, *noisy_data(40_000, "a level per item"))
+    first, second = slope(Sure(share=1), perturbation, *noisy_data(40_000, "a level per item"))
     assert_mean(first, 0.0)
     assert second.mean() > 0
+
+
+def test_sure_gives_way_as_far_as_ambient_targets_are_averaged():
+    """By the number of items that a point may have come from: all of a cluster, one only in many dimensions."""
+
+    def factor(x_n: Tensor) -> Tensor:
+        step = Step(x_n, torch.full((64,), 0.1), lambda x, sigma: x, torch.tensor(0.5), generator())
+        stable, plain = (Sure(share=1, stable=stable).query(step) for stable in (True, False))
+        return stable.loss(torch.cat([x_n, x_n])) / plain.loss(torch.cat([x_n, x_n]))
+
+    clusters = torch.tensor([[-1.0, 0.0], [1.0, 0.0]]).repeat(32, 1)
+    torch.testing.assert_close(factor(clusters), torch.full((64,), 1 / 32))
+    torch.testing.assert_close(factor(torch.randn(64, 300, generator=generator())), torch.ones(64))
 
 
 def test_terms_have_names_of_their_own():
@@ -276,15 +323,22 @@ def test_replayed_data_have_the_clean_law(kind):
 
 
 def test_expectations_stand_in_for_draws_while_the_buffer_fills():
+    """Those of every item in every step; then draws, some in each step."""
     x_n, sigma_n = noisy_data(40, oracle=GAUSSIAN)
-    term = PosteriorReplay(start=0, capacity=60, refresh=1)
-    term.query(Step(x_n, sigma_n, GAUSSIAN, torch.tensor(0.5), generator()))
     expectation = GAUSSIAN(x_n, sigma_n)
-    assert torch.equal(term.buffer.draws[:40], expectation)
-    term.query(Step(x_n, sigma_n, GAUSSIAN, torch.tensor(0.5), generator()))
-    assert torch.equal(term.buffer.draws[40:], expectation[:20]) and term.buffer.written == 80
-    term.query(Step(x_n, sigma_n, GAUSSIAN, torch.tensor(0.5), generator()))
-    assert not torch.equal(term.buffer.draws[20:60], expectation)
+
+    def kept(term: PosteriorReplay) -> Tensor:
+        term.query(Step(x_n, sigma_n, GAUSSIAN, torch.tensor(0.5), generator()))
+        return term.buffer.draws.clone()
+
+    term = PosteriorReplay(start=0, capacity=60, refresh=0.5)
+    assert torch.equal(kept(term)[:40], expectation)
+    filled = kept(term)
+    assert torch.equal(filled[40:], expectation[:20]) and term.buffer.written == 80
+    assert not torch.allclose(kept(term)[20:], expectation, atol=1e-3) and term.buffer.written == 120
+    kept(term)
+    assert term.buffer.written == 120
+    assert not torch.allclose(kept(PosteriorReplay(start=0, capacity=60, first="draw"))[:40], expectation, atol=1e-3)
 
 
 @pytest.mark.parametrize("perturbation", PERTURBATIONS)
@@ -301,7 +355,7 @@ def test_replay_trains_each_draw_below_its_own_level():
     term = PosteriorReplay(start=0, share=3)
     levels = term.query(Step(x_n, sigma_n, MIXTURE, torch.tensor(0.5), generator())).level
     assert term.buffer.written == 200 and set(term.buffer.levels[:200].tolist()) == {0.2, 0.5}
-    assert (levels >= 0.00999).all() and (levels <= 0.5).all() and (levels > 0.2).any()
+    assert (levels >= 0.00199).all() and (levels <= 0.5).all() and (levels > 0.2).any()
 
 
 def test_replay_replaces_the_oldest_draws_first_and_keeps_its_state():
@@ -310,17 +364,20 @@ def test_replay_replaces_the_oldest_draws_first_and_keeps_its_state():
         return Step(x_n, sigma_n, lambda x, sigma: x, torch.tensor(0.5), generator(k))
 
     term = PosteriorReplay(start=0, capacity=6, refresh=0.5)
-    for k in range(3):
+    seen = []
+    for k in range(4):
         term.query(batch(k))
-    # The identity as a denoiser moves hardly anything: a batch of zeros, two ones, then two twos over the oldest.
-    assert term.buffer.draws.round().flatten().tolist() == [2, 2, 0, 0, 1, 1]
+        seen.append(term.buffer.draws.round().flatten().tolist())
+    # The identity as a denoiser moves hardly anything. Whole batches until the buffer is full, and then in every second
+    # step: four zeros, four ones of which two over the oldest zeros, four twos over the oldest, nothing.
+    assert seen[1:] == [[1, 1, 0, 0, 1, 1], [1, 1, 2, 2, 2, 2], [1, 1, 2, 2, 2, 2]]
     restored = PosteriorReplay(start=0, capacity=6, refresh=0.5)
     restored.load_state_dict(copy.deepcopy(term.state_dict()))
-    a, b = term.query(batch(3)), restored.query(batch(3))
-    assert torch.equal(a.x, b.x) and torch.equal(a.sigma, b.sigma)
-    assert (
-        torch.equal(term.buffer.draws, restored.buffer.draws) and term.buffer.written == restored.buffer.written == 10
-    )
+    for k in (4, 5):
+        a, b = term.query(batch(k)), restored.query(batch(k))
+        assert torch.equal(a.x, b.x) and torch.equal(a.sigma, b.sigma)
+    assert torch.equal(term.buffer.draws, restored.buffer.draws)
+    assert term.buffer.written == restored.buffer.written == 16
     small = PosteriorReplay(start=0, capacity=3)
     small.query(batch(0))
     assert small.buffer.draws.shape == (3, 1) and small.buffer.written == 3
@@ -335,24 +392,22 @@ def test_rounds_put_new_draws_into_use_all_at_once():
         return term.buffer.draws.round().flatten().tolist()
 
     term = PosteriorReplay(start=0, capacity=4, refresh=0.5, round_steps=3)
-    for k in range(3):
+    seen = []
+    for k in range(4):
         query(term, k)
-    assert numbers(term) == [0, 0, 0, 0]
+        seen.append(numbers(term))
+    # Full after the first batch. Draws of the second step of the round wait until its third.
+    assert seen == [[0] * 4, [0] * 4, [0] * 4, [2] * 4]
     restored = PosteriorReplay(start=0, capacity=4, refresh=0.5, round_steps=3)
     restored.load_state_dict(copy.deepcopy(term.state_dict()))
     for each in (term, restored):
-        query(each, 3)
-        # Six draws in the round, of which the last four were kept: two over the oldest two, then in their order.
-        assert sorted(numbers(each)) == [2, 2, 3, 3]
-        query(each, 4)
-        assert sorted(numbers(each)) == [2, 2, 3, 3]
-
-
-def test_clean_items_may_teach_what_draws_pass_from_the_start():
-    x_n, sigma_n = noisy_data(40, oracle=GAUSSIAN)
-    term = PosteriorReplay(start=0, capacity=60, first="draw")
-    term.query(Step(x_n, sigma_n, GAUSSIAN, torch.tensor(0.5), generator()))
-    assert not torch.allclose(term.buffer.draws[:40], GAUSSIAN(x_n, sigma_n), atol=1e-3)
+        for k in range(4, 7):
+            assert numbers(each) == [2] * 4
+            query(each, k)
+        # Those of the second round; step 6 makes some for the third.
+        assert numbers(each) == [4] * 4
+    with pytest.raises(UserError, match="at least 8"):
+        PosteriorReplay(refresh=0.125, round_steps=7)
 
 
 def everything() -> Objective:
@@ -374,13 +429,37 @@ def test_a_step_has_one_forward_pass_with_gradient():
     assert all(p.grad is not None and p.grad.any() for p in denoiser.parameters())
 
 
+def test_terms_share_the_batch():
+    """As many points with gradient as the batch has items; the ambient term keeps a quarter."""
+    x_n, sigma_n = noisy_data(64)
+
+    def points(**terms: Term) -> tuple[int, dict[str, int]]:
+        seen = []
+
+        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            seen.append(len(x))
+            return MIXTURE(x, sigma)
+
+        found = Objective(**terms)(Exact(denoise), x_n, sigma_n, teacher=MIXTURE, generator=generator()).per_item
+        return seen[0], {name: len(loss) for name, (_, loss) in found.items()}
+
+    replay = PosteriorReplay(start=0, share=0.25)
+    assert points(replay=replay) == (64, {"replay": 16, "ambient": 48})
+    both = dict(replay=replay, consistency=Consistency(start=0, share=0.125))
+    assert points(**both) == (64, {"consistency": 8, "replay": 16, "ambient": 32})
+    sides = Consistency(start=0, share=0.125, gradient="both")
+    assert points(consistency=sides) == (64, {"consistency": 8, "ambient": 40})
+    assert points(extra=[Sure(share=0.25)]) == (64, {"sure": 16, "ambient": 32})
+    assert points(consistency=Consistency(start=0, share=0.5)) == (80, {"consistency": 32, "ambient": 16})
+
+
 def test_clean_items_take_part_in_the_ambient_term_alone():
     denoiser = Denoiser(MLP(2, width=16), sigma_data=0.5)
     x_n, sigma_n = (t.float() for t in noisy_data(30, "a level per item"))
     mixed = everything()(denoiser, x_n, sigma_n, generator=generator())
     assert {name: len(loss) for name, (_, loss) in mixed.per_item.items()} == {
-        "ambient": 30,
-        "consistency": 15,
+        "ambient": 8,
+        "consistency": 8,
         "replay": 15,
     }
     assert all(loss.isfinite().all() for _, loss in mixed.per_item.values())
@@ -412,12 +491,12 @@ def test_terms_that_are_off_cost_nothing():
     objective = Objective(replay=PosteriorReplay(start=0.5), consistency=Consistency(start=0.7))
     x_n, sigma_n = noisy_data(8)
 
-    def at(progress: float) -> list[str]:
-        return list(objective(Exact(MIXTURE), x_n, sigma_n, progress=progress, generator=generator()).terms)
+    def at(progress: float) -> set[str]:
+        return set(objective(Exact(MIXTURE), x_n, sigma_n, progress=progress, generator=generator()).terms)
 
-    assert at(0.4) == ["ambient"] and objective.terms["replay"].buffer.written == 0
-    assert at(0.6) == ["ambient", "replay"]
-    assert at(1.0) == ["ambient", "consistency", "replay"]
+    assert at(0.4) == {"ambient"} and objective.terms["replay"].buffer.written == 0
+    assert at(0.6) == {"ambient", "replay"}
+    assert at(1.0) == {"ambient", "consistency", "replay"}
 
 
 def test_bad_settings_are_refused():

@@ -3,8 +3,8 @@
     python benchmarks/methods --preset oracle --out docs/benchmarks/oracle.json
 
 Each cell, a method on a problem with a seed, runs in a process of its own and leaves a file in `runs/benchmarks`: an
-interrupted benchmark goes on where it was, and a finished cell is never run again. The tables and the plot are made
-from the cells.
+interrupted benchmark goes on where it was, and a finished cell is never run again. The tables and the plots are made
+from the cells. A cell that fails is reported, and the others are run all the same.
 """
 
 from __future__ import annotations
@@ -13,83 +13,56 @@ import argparse
 import json
 import os
 import platform
-import resource
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from oracle import TEST, evaluate, noisy_data, train
-from problems import PROBLEMS
-from registry import METHODS, make_objective
-from tables import page, plot
+from cells import PRESETS, Cell
+from images import Unfinished, run_images
+from oracle import run_oracle
+from plots import plots
+from registry import METHODS
+from tables import page
 from tqdm import tqdm
 
 from lightning_tweedie.evaluation.results import versions
 from lightning_tweedie.files import write_whole
-from lightning_tweedie.sampling import one_step, sample
 
 ROOT = Path(__file__).resolve().parents[2]
+UNFINISHED = 3
+"""Exit status of a cell whose time was over."""
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One entry of the benchmark.
-
-    Args:
-        problem: Name of the problem.
-        method: Name of the method.
-        seed: Of the data, the weights and the training.
-        steps: Optimiser steps.
-        batch: Items in each.
-    """
-
-    problem: str
-    method: str
-    seed: int
-    steps: int
-    batch: int
-
-    @property
-    def name(self) -> str:
-        """Of its file."""
-        return f"{self.problem}-{self.method}-seed{self.seed}-{self.steps}x{self.batch}"
-
-
-def run(cell: Cell) -> dict[str, Any]:
-    """Trains and measures."""
-    problem, method = PROBLEMS[cell.problem](), METHODS[cell.method]
-    sigma_n = 0.0 if method.data == "clean" else problem.sigma_n
-    data, levels = noisy_data(problem, sigma_n, method.clean_fraction, cell.seed)
-    steps, seconds = cell.steps, 0.0
-    if method.first is not None:
-        first, per_step = train(
-            problem, make_objective(method.first), data, levels, cell.steps // 2, cell.batch, cell.seed
-        )
-        data, levels = one_step(first, data, levels), torch.zeros_like(levels)
-        steps, seconds = cell.steps - cell.steps // 2, per_step * (cell.steps // 2)
-    objective = make_objective(method.objective, method.plain_targets)
-    denoiser, per_step = train(problem, objective, data, levels, steps, cell.batch, cell.seed)
-    stop = problem.sigma_n if method.sampling == "truncated" else None
-    samples = sample(denoiser, (TEST, problem.dim), seed=cell.seed, truncate_at=stop)
-    metrics = evaluate(problem, denoiser, samples, cell.seed)
-    return {
-        **asdict(cell),
-        "title": method.title,
-        "sigma_n": problem.sigma_n,
-        "clean_fraction": method.clean_fraction,
-        "metrics": {name: round(value, 6) for name, value in metrics.items()},
-        "images_seen": cell.steps * cell.batch,
-        "seconds_per_step": round((seconds + per_step * steps) / cell.steps, 6),
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        "device": f"{torch.get_num_threads()} {platform.machine()} core(s)",
-        "versions": versions(),
-        "command": f"python benchmarks/methods --cell {cell.name}",
-    }
+def run(cell: Cell, folder: Path, minutes: float | None) -> list[dict[str, Any]]:
+    """Trains and measures; one row for each way of sampling."""
+    if "@" in cell.problem:
+        found = run_images(cell, folder / cell.name, minutes)
+    else:
+        found = run_oracle(cell)
+    gpu = torch.cuda.is_available() and "@" in cell.problem
+    title = METHODS[cell.method].title
+    return [
+        {
+            **asdict(cell),
+            "sampling": sampling,
+            "title": title if sampling == "full" else f"{title}, {sampling}",
+            "clean_fraction": METHODS[cell.method].clean_fraction,
+            **{key: value for key, value in found.items() if key != "measured"},
+            "metrics": metrics,
+            "images_seen": cell.steps * cell.batch,
+            "device": torch.cuda.get_device_name() if gpu else f"one {platform.machine()} core",
+            "versions": versions(),
+            "commit": commit(),
+            "command": f"python benchmarks/methods --cell {cell.name}",
+        }
+        for sampling, metrics in found["measured"].items()
+    ]
 
 
 def commit() -> str:
@@ -98,57 +71,76 @@ def commit() -> str:
     return told.stdout.strip()
 
 
-def read(cell: str) -> Cell:
-    """The cell of that name."""
-    problem, method, seed, size = cell.split("-")
-    steps, batch = size.split("x")
-    return Cell(problem, method, int(seed.removeprefix("seed")), int(steps), int(batch))
+def finished(cell: Cell, folder: Path, minutes: float | None, known: bool) -> list[dict[str, Any]]:
+    """The rows of a cell, which is run unless it has been; none if it is not finished, or only known ones count."""
+    path = folder / f"{cell.name}.json"
+    if not path.is_file():
+        if known:
+            return []
+        command = [sys.executable, str(Path(__file__).parent), "--cell", cell.name, "--cells", str(folder)]
+        command += ["--minutes", str(minutes)] if minutes else []
+        with (folder / f"{cell.name}.log").open("w") as log:
+            told = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        if told.returncode:
+            problem = "is not finished: call again" if told.returncode == UNFINISHED else f"failed: see {log.name}"
+            tqdm.write(f"{cell.name} {problem}", file=sys.stderr)
+            return []
+        write_whole(path, told.stdout.encode())
+    rows: list[dict[str, Any]] = json.loads(path.read_text())
+    return rows
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Runs what is missing and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", choices=["oracle"], default="oracle")
-    parser.add_argument("--problems", nargs="*", default=list(PROBLEMS), choices=PROBLEMS)
-    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=8000)
-    parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--preset", choices=PRESETS, default="oracle")
+    parser.add_argument("--problems", nargs="*", help="some of the preset's problems")
+    parser.add_argument("--methods", nargs="*", choices=METHODS, help="some of the preset's methods")
+    parser.add_argument("--seeds", type=int, help="how many; the preset's number when absent")
+    parser.add_argument("--steps", type=int, help="the preset's when absent")
+    parser.add_argument("--batch", type=int, help="the preset's when absent")
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time, each on one core")
+    parser.add_argument("--minutes", type=float, help="stop training images after so many and go on in the next call")
+    parser.add_argument("--known", action="store_true", help="run nothing: tables and plots of the finished cells")
     parser.add_argument("--cells", type=Path, default=ROOT / "runs" / "benchmarks", help="folder of finished cells")
-    parser.add_argument("--cell", help="run this cell alone and print it")
-    parser.add_argument("--out", type=Path, help="file for all rows as JSON; a page and a plot go beside it")
-    args = parser.parse_args()
+    parser.add_argument("--cell", help="run this cell alone and print its rows")
+    parser.add_argument("--out", type=Path, help="file for all rows as JSON; a page and plots go beside it")
+    args = parser.parse_args(argv)
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
     if args.cell:
-        print(json.dumps(run(read(args.cell)) | {"commit": commit()}))
+        try:
+            print(json.dumps(run(Cell.read(args.cell), args.cells, args.minutes), indent=1))
+        except Unfinished as error:
+            print(error, file=sys.stderr)
+            raise SystemExit(UNFINISHED) from None
         return
 
+    preset = PRESETS[args.preset]
+    if unknown := {*(args.problems or ())} - {*preset.problems}:
+        parser.error(f"{sorted(unknown)} is no problem of {args.preset}: choose from {', '.join(preset.problems)}")
     cells = [
-        Cell(problem, method, seed, args.steps, args.batch)
-        for seed in range(args.seeds)
-        for problem in args.problems
-        for method in args.methods
+        Cell(problem, method, seed, args.steps or preset.steps, args.batch or preset.batch)
+        for seed in range(args.seeds or preset.seeds)
+        for problem in args.problems or preset.problems
+        for method in args.methods or preset.methods
     ]
-
-    def finished(cell: Cell) -> dict[str, Any]:
-        path = args.cells / f"{cell.name}.json"
-        if not path.is_file():
-            command = [sys.executable, str(Path(__file__).parent), "--cell", cell.name]
-            told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, stderr=subprocess.DEVNULL)
-            write_whole(path, told.stdout.encode())
-        row: dict[str, Any] = json.loads(path.read_text())
-        return row
-
-    os.environ["OMP_NUM_THREADS"] = "1"
+    args.cells.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(args.jobs) as pool:
-        rows = list(tqdm(pool.map(finished, cells), total=len(cells), desc="cells"))
-    command = shlex.join(["python", "benchmarks/methods", *sys.argv[1:]])
+        found = pool.map(lambda cell: finished(cell, args.cells, args.minutes, args.known), cells)
+        rows = [row for rows in tqdm(found, total=len(cells), desc="cells") for row in rows]
+    if not rows:
+        raise SystemExit("no cell is finished")
+    command = shlex.join(["python", "benchmarks/methods", *(sys.argv[1:] if argv is None else argv)])
+    text = page(rows, preset, args.out.name if args.out else "rows", command)
+    print(text)
     if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
         write_whole(args.out, (json.dumps(rows, indent=1) + "\n").encode())
-        args.out.with_suffix(".md").write_text(page(rows, args.out.name, command))
-        plot(rows, args.out.with_suffix(".png"))
-    print(page(rows, "rows", command))
+        write_whole(args.out.with_suffix(".md"), text.encode())
+        plots(rows, preset, args.out, args.cells)
+    if len({(row["problem"], row["method"], row["seed"]) for row in rows}) < len(cells) and not args.known:
+        raise SystemExit("some cells are not finished")
 
 
 if __name__ == "__main__":

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from problems import Problem
+from cells import Cell
+from noise import NOISE, noisy
+from problems import PROBLEMS, Problem
+from registry import METHODS, make_objective
 from torch import Tensor
 from tqdm import tqdm
 
@@ -15,8 +20,9 @@ from lightning_tweedie.ema import EMA
 from lightning_tweedie.networks import MLP
 from lightning_tweedie.objectives import Objective
 from lightning_tweedie.randomness import step_generator
+from lightning_tweedie.sampling import one_step, sample
 
-__all__ = ["TEST", "evaluate", "noisy_data", "train"]
+__all__ = ["evaluate", "run_oracle"]
 
 LEARNING_RATE = 4e-3
 TEACHER = 15
@@ -25,13 +31,13 @@ TEST = 10_000
 """Fresh points at each level, and samples."""
 
 
-def noisy_data(problem: Problem, sigma_n: float, clean_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Training data ``(N, D)`` with their levels ``(N,)``; the first ones are clean."""
+def noisy_data(problem: Problem, sigma_n: float, kind: str, clean_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Training data ``(N, D)`` with the levels ``(N,)`` that methods are told; the first ones are clean."""
     generator = torch.Generator().manual_seed(seed)
     x_0 = problem.oracle.sample(problem.points, generator)
     levels = torch.full((len(x_0),), sigma_n)
     levels[: round(clean_fraction * len(x_0))] = 0.0
-    return x_0 + levels[:, None] * torch.randn(x_0.shape, generator=generator), levels
+    return noisy(x_0, levels, kind, generator), levels * NOISE[kind][2]
 
 
 def train(
@@ -94,3 +100,44 @@ def evaluate(problem: Problem, denoise: Callable[[Tensor, Tensor], Tensor], samp
         nearest = means[torch.cdist(samples, means).argmin(1)]
         row["spread"] = float((samples - nearest).square().mean().sqrt()) / problem.std
     return row
+
+
+@torch.no_grad()
+def restored(problem: Problem, denoise: Callable[[Tensor, Tensor], Tensor], kind: str, seed: int) -> float:
+    """Root mean square error of one-step estimates of fresh noisy data, as a multiple of their noise."""
+    generator = torch.Generator().manual_seed(20_000 + seed)
+    x_0, level = problem.oracle.sample(TEST, generator), torch.full((TEST,), problem.sigma_n)
+    estimate = denoise(noisy(x_0, level, kind, generator), level * NOISE[kind][2])
+    return float((estimate - x_0).square().mean().sqrt()) / problem.sigma_n
+
+
+def run_oracle(cell: Cell) -> dict[str, Any]:
+    """Trains with one method and measures."""
+    name, _, kind = cell.problem.partition("+")
+    problem, method = PROBLEMS[name](), METHODS[cell.method]
+    sigma_n = 0.0 if method.data == "clean" else problem.sigma_n
+    data, levels = noisy_data(problem, sigma_n, kind if sigma_n else "", method.clean_fraction, cell.seed)
+    steps, seconds = cell.steps, 0.0
+    if method.first is not None:
+        steps -= cell.steps // 2
+        objective = make_objective(method.first, {})
+        first, per_step = train(problem, objective, data, levels, cell.steps // 2, cell.batch, cell.seed)
+        data, levels = one_step(first, data, levels), torch.zeros_like(levels)
+        seconds = per_step * (cell.steps // 2)
+    objective = make_objective(method.objective, method.settings)
+    denoiser, per_step = train(problem, objective, data, levels, steps, cell.batch, cell.seed)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    measured = {}
+    for sampling in ("full", "truncated") if method.truncated else ("full",):
+        stop = problem.sigma_n if sampling == "truncated" else None
+        samples = sample(denoiser, (TEST, problem.dim), seed=cell.seed, truncate_at=stop)
+        metrics = {"restored": restored(problem, denoiser, kind, cell.seed)}
+        metrics |= evaluate(problem, denoiser, samples, cell.seed)
+        measured[sampling] = {name: round(value, 6) for name, value in metrics.items()}
+    return {
+        "sigma_n": problem.sigma_n,
+        "noise": NOISE[kind][0],
+        "measured": measured,
+        "seconds_per_step": round((seconds + per_step * steps) / cell.steps, 6),
+        "peak_memory_mb": memory,
+    }

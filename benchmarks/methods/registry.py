@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from jsonargparse import ArgumentParser
 
 from lightning_tweedie.objectives import Objective
 
-__all__ = ["METHODS", "Method", "make_objective"]
+__all__ = ["METHODS", "Method", "make_objective", "objective_config"]
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "objective"
 
@@ -23,37 +24,48 @@ class Method:
     Args:
         title: What tables call it.
         objective: File in ``configs/objective``, without its ending.
-        data: ``noisy``; ``clean``, which no method for noisy data may see; ``denoised``: one-step estimates by a
-            network that was trained before, for half of the steps, with the objective ``first``.
+        settings: What differs from that file, by names such as ``replay.share``; a term that is null is left out.
+        data: ``noisy``; ``clean``, which no method for noisy data may see; ``denoised``: estimates of the clean data.
         clean_fraction: Share of the items that are clean.
-        first: Objective of the network that denoises.
-        sampling: How samples are made.
-        plain_targets: Take the objective without stable targets.
+        first: What denoises: the objective of a network that is trained before, for half of the steps, or
+            ``nonlocal_means``, which is not trained.
+        truncated: Measure truncated samples of the same network too.
     """
 
     title: str
     objective: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
     data: Literal["noisy", "clean", "denoised"] = "noisy"
     clean_fraction: float = 0.0
     first: str | None = None
-    sampling: Literal["full", "truncated"] = "full"
-    plain_targets: bool = False
+    truncated: bool = False
 
 
 METHODS = {
     "clean": Method("clean data (ceiling)", "naive", data="clean"),
     "naive": Method("noisy as if clean (floor)", "naive"),
-    "ambient": Method("ambient", "ambient"),
-    "ambient_truncated": Method("ambient, truncated", "ambient", sampling="truncated"),
+    "ambient": Method("ambient", "ambient", truncated=True),
+    "ambient_x_n": Method("ambient, x_n-space", "ambient", {"ambient.weighting": "x_n"}, truncated=True),
+    "ambient_x_0": Method(
+        "ambient, x_0-space", "ambient", {"ambient.weighting": "x_0", "ambient.buffer": 0.4}, truncated=True
+    ),
     "consistency": Method("ambient + consistency", "consistency"),
+    "consistency_both": Method(
+        "ambient + consistency, gradient on both sides", "consistency", {"consistency.gradient": "both"}
+    ),
+    "consistency_x_t": Method(
+        "ambient + consistency, chains from x_t", "consistency", {"consistency.origin": "x_t", "consistency.chain": 4}
+    ),
     "consistency_squared": Method("ambient + consistency, squared mean", "consistency_squared"),
     "replay": Method("ambient + replay", "replay"),
     "rounds": Method("ambient + replay in rounds (EM)", "rounds"),
     "replay_consistency": Method("ambient + replay + consistency", "replay_consistency"),
+    "nonlocal_means": Method(
+        "denoised by non-local means, then score matching", "naive", data="denoised", first="nonlocal_means"
+    ),
     "denoised": Method("denoised by Noise2Score, then score matching", "naive", data="denoised", first="ambient"),
     "sure": Method("denoised by SURE, then score matching", "naive", data="denoised", first="sure"),
     "default": Method("default", "default"),
-    "default_plain": Method("default, plain targets", "default", plain_targets=True),
     "ambient_1": Method("ambient, 1 % clean", "ambient", clean_fraction=0.01),
     "default_1": Method("default, 1 % clean", "default", clean_fraction=0.01),
     "ambient_10": Method("ambient, 10 % clean", "ambient", clean_fraction=0.1),
@@ -62,13 +74,23 @@ METHODS = {
 """By the names that the command line knows."""
 
 
-def make_objective(name: str, plain_targets: bool = False) -> Objective:
-    """An objective as ``configs/objective`` describes it, or without its stable targets."""
+def objective_config(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """An objective as ``configs/objective`` describes it, but for the settings."""
+    config: dict[str, Any] = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    for key, value in settings.items():
+        term, _, setting = key.partition(".")
+        if setting:
+            config["init_args"][term].setdefault("init_args", {})[setting] = value
+        else:
+            config["init_args"][term] = value
+    return config
+
+
+def make_objective(name: str, settings: Mapping[str, Any]) -> Objective:
+    """The objective of that configuration."""
     parser = ArgumentParser()
     parser.add_argument("--objective", type=Objective)
-    config = parser.parse_object({"objective": yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())})
-    objective: Objective = parser.instantiate(config).objective
-    for term in objective.terms.values():
-        if plain_targets and hasattr(term, "stable"):
-            term.stable = False
+    objective: Objective = parser.instantiate(
+        parser.parse_object({"objective": objective_config(name, settings)})
+    ).objective
     return objective

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_tweedie.errors import UserError
 from lightning_tweedie.kernels import perturb, reverse_chain
-from lightning_tweedie.levels import LevelDistribution, LogUniform, edm_levels
+from lightning_tweedie.levels import LevelDistribution, LogNormal, edm_levels
 from lightning_tweedie.objectives.term import Query, Step, Term
 from lightning_tweedie.preconditioning import edm_weight
 
@@ -28,7 +28,8 @@ class Consistency(Term):
         weight: Factor of the term once it is fully on.
         start: Share of the training after which it sets in: ambient score matching first.
         ramp: Share of the training over which the weight then grows.
-        share: Share of the batch from which pairs are made, in (0, 1].
+        share: Share of the batch from which pairs are made, in (0, 1]. The ambient term gets ``draws`` items less for
+            each, and one more where both sides learn.
         draws: Independent ``x_s`` for each ``x_t``, at least 2.
         unbiased: Otherwise the squared mean of ``D(x_s) - D(x_t)`` over the draws, which published code minimises:
             larger by the variance of that mean.
@@ -39,7 +40,7 @@ class Consistency(Term):
         origin: Where chains begin. ``"x_n"``: at the datum itself; ``"x_t"``: at the datum raised to
             ``sigma_n / jump``, where the ambient term anchors the denoiser.
         chain: Reverse steps from there to ``x_t``.
-        levels: Distribution of ``sigma_s``, truncated to ``(sigma_min, sigma_n]``; log-uniform when absent.
+        levels: Distribution of ``sigma_s``, truncated to ``(sigma_min, sigma_n]``; EDM's log-normal when absent.
     """
 
     name = "consistency"
@@ -49,7 +50,7 @@ class Consistency(Term):
         weight: float = 1.0,
         start: float = 0.5,
         ramp: float = 0.1,
-        share: float = 0.5,
+        share: float = 0.25,
         draws: int = 2,
         unbiased: bool = True,
         jump: float = 0.7,
@@ -73,7 +74,7 @@ class Consistency(Term):
         self.gradient = gradient
         self.origin = origin
         self.chain = chain
-        self.levels = LogUniform(0.01) if levels is None else levels
+        self.levels = LogNormal() if levels is None else levels
 
     def query(self, step: Step) -> Query | None:
         """Pairs for the first items of the batch whose level leaves something below it to learn."""

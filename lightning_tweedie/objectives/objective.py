@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,10 @@ class Losses:
 
 class Objective(nn.Module):
     """Ambient score matching above the noise level and, optionally, terms that learn the levels below it.
+
+    Terms share the batch: the first one learns from the items that the others leave, counted by the points at which
+    they need the denoiser with gradient, though never from less than a quarter. So a step costs one batch through
+    the network, whatever the objective, and what the teacher does comes on top.
 
     Args:
         ambient: Fixes the levels above ``sigma_n``; a :class:`ScoreMatching` here is the naive control.
@@ -99,11 +103,18 @@ class Objective(nn.Module):
                 "the denoiser does not know sigma_data, the standard deviation of the clean data: give "
                 "Denoiser(..., sigma_data=...) or train with a data module that estimates it"
             )
-        step = Step(x_n, sigma_n, denoiser if teacher is None else teacher, denoiser.sigma_data, generator)
+        teacher = denoiser if teacher is None else teacher
+        step = Step(x_n, sigma_n, teacher, denoiser.sigma_data, generator)
         queries: list[tuple[str, float, Query]] = []
-        for name, term in self.terms.items():
+        first, *others = self.terms
+        for name in (*others, first):
+            term = self.terms[name]
             assert isinstance(term, Term)
             weight = term.weight_at(progress)
+            if name == first:
+                left = max(len(x_n) - sum(len(query.x) for _, _, query in queries), -(-len(x_n) // 4))
+                # Not those of the others, which begin at the other end.
+                step = replace(step, x_n=x_n.flip(0), sigma_n=sigma_n.flip(0), room=left)
             if weight > 0 and (query := term.query(step)) is not None:
                 queries.append((name, weight, query))
 

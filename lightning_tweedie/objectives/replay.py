@@ -34,8 +34,8 @@ class PosteriorReplay(Term):
     """Learns the levels below ``sigma_n`` from the model's own guesses of the clean data.
 
     Running the reverse process from ``(x_n, sigma_n)`` to zero draws from ``p(x_0 | x_n)`` under the model.
-    A buffer of such draws, a few of them renewed in every step by the teacher, serves as clean data for
-    ordinary score matching at levels up to each datum's own ``sigma_n``; above it the ambient term rules.
+    A buffer of such draws, renewed little by little by the teacher, serves as clean data for ordinary score
+    matching at levels up to each datum's own ``sigma_n``; above it the ambient term rules.
     This is expectation maximisation with a lazy expectation step: its fixed point is maximum likelihood
     (2405.13712, 2502.05446).
 
@@ -43,22 +43,24 @@ class PosteriorReplay(Term):
         weight: Factor of the term once it is fully on.
         start: Share of the training after which it sets in: ambient score matching first.
         ramp: Share of the training over which the weight then grows.
-        share: Number of replayed items per item of the batch.
+        share: Number of replayed items per item of the batch. The ambient term gets as many less.
         capacity: Number of draws kept; oldest replaced first. The buffer is held on the training
             device unless ``on_cpu``, is the same on every rank, and is part of checkpoints.
-        refresh: Share of the batch for which new draws are made in each step, in (0, 1].
+        refresh: Draws made per item of the batch and step, in (0, 1]: for all items of one batch in every
+            ``1 / refresh`` steps, which takes less time than a few in each. The buffer fills faster: with each batch.
         sampler: Stochastic solver of the draws, with its levels; when absent :class:`SDEDPMSolverPP2M` with 24 levels
             down to a twentieth of each item's ``sigma_n``. Draws must scatter right to a percent, because what is
             missing or too much adds up from round to round.
         first: What fills the buffer for the first time. ``"mean"``: expectations ``E[x_0 | x_n]``, which the ambient
-            term teaches, because draws would have to pass levels of which nothing is known yet; ``"draw"``: draws all
-            the same, for data with some clean items, which teach those levels.
+            term teaches, because draws would have to pass levels of which nothing is known yet, and noise that they
+            keep goes away only slowly; ``"draw"``: draws all the same, where clean items or consistency have taught
+            these levels before.
         round_steps: Renew the buffer in rounds of so many steps: what is drawn in one comes into use with the next
             (2405.13712, 2502.05446). Draws come into use at once when null.
         on_cpu: Keep the buffer in the main memory.
-        sigma_min: Items with less noise have nothing to replay.
-        levels: Distribution of the training levels, truncated to ``(sigma_min, sigma_n]``; EDM's
-            log-normal when absent.
+        levels: Distribution of the training levels, truncated to ``(sigma_min, sigma_n]`` of each draw; EDM's
+            log-normal when absent. Its ``sigma_min`` must not be above that of samplers: what no level teaches, the
+            network makes up.
         stable: Regress onto the mean of the draws that could have led to a point (2302.00670), of 1024 from the buffer:
             less noise in the gradient where data have few dimensions.
     """
@@ -77,47 +79,43 @@ class PosteriorReplay(Term):
         first: Literal["mean", "draw"] = "mean",
         round_steps: int | None = None,
         on_cpu: bool = False,
-        sigma_min: float = 0.01,
         levels: LevelDistribution | None = None,
         stable: bool = False,
     ) -> None:
         super().__init__(weight, start, ramp)
-        if share <= 0 or capacity < 1 or not 0 < refresh <= 1 or sigma_min <= 0:
+        if share <= 0 or capacity < 1 or not 0 < refresh <= 1:
             raise UserError(
-                "PosteriorReplay needs share > 0, capacity >= 1, refresh in (0, 1] and sigma_min > 0, not "
-                f"share = {share}, capacity = {capacity}, refresh = {refresh}, sigma_min = {sigma_min}"
+                "PosteriorReplay needs share > 0, capacity >= 1 and refresh in (0, 1], not "
+                f"share = {share}, capacity = {capacity}, refresh = {refresh}"
             )
-        if round_steps is not None and round_steps < 1:
-            raise UserError(f"PosteriorReplay needs round_steps >= 1, not {round_steps}, or null for no rounds")
+        self.every = round(1 / refresh)
+        if round_steps is not None and round_steps < self.every:
+            raise UserError(
+                f"PosteriorReplay with round_steps = {round_steps} makes no draw in some rounds: with refresh = "
+                f"{refresh:g} give at least {self.every}, or null for no rounds"
+            )
         self.share = share
-        self.refresh = refresh
         self.sampler = sampler
         self.first = first
         self.round_steps = round_steps
-        self.sigma_min = sigma_min
         self.levels = LogNormal() if levels is None else levels
         self.stable = stable
         device = "cpu" if on_cpu else None
         self.buffer = DrawBuffer(capacity, device)
         # Where there are rounds, this one's draws wait here for the next.
-        self.upcoming = DrawBuffer(capacity, device) if round_steps else None
-        self.steps_of_round = 0
+        self.upcoming = DrawBuffer(capacity, device)
+        self.steps = 0
 
     @property
     def floor(self) -> float:
         """Items with less noise than this have nothing to replay."""
-        return max(self.sigma_min, self.levels.sigma_min)
+        return self.levels.sigma_min
 
-    def draw(self, step: Step, rows: Tensor) -> Tensor:
-        """Posterior draws ``p(x_0 | x_n)`` for some rows of the batch, by the teacher.
-
-        While the buffer fills for the first time the teacher knows nothing of the levels that a draw has to pass,
-        and would leave noise behind of which expectation maximisation rids itself only slowly. Until then the
-        expectation ``E[x_0 | x_n]`` stands in for a draw, unless ``first`` says otherwise.
-        """
-        level = step.item_level[rows].clamp(min=self.sigma_min)
+    def guess(self, step: Step) -> Tensor:
+        """Guesses of the clean data for all items of the batch, by the teacher: draws or expectations."""
+        level = step.item_level.clamp(min=self.floor)
         # Noise that differs between pixels is first made equal; otherwise this adds nothing.
-        x = perturb(step.x_n[rows], step.sigma_n[rows], level, step.noise)
+        x = perturb(step.x_n, step.sigma_n, level, step.noise)
         if self.first == "mean" and not self.buffer.is_full:
             with torch.no_grad():
                 return step.teacher(x, level)
@@ -126,24 +124,17 @@ class PosteriorReplay(Term):
         return SDEDPMSolverPP2M()(step.teacher, x, edm_levels(24, level / 20, level), step.noise)
 
     def _renew(self, step: Step) -> None:
-        noisy = step.item_level > self.floor
-        # The first call fills what one batch can fill; later ones renew a share of it.
-        count = len(step.x_n) if self.buffer.draws is None else max(1, round(self.refresh * len(step.x_n)))
-        # Noisy items first. Clean ones fill up, to be dropped below: gathering wants as many rows from every rank.
-        rows = noisy.sort(descending=True, stable=True).indices[:count]
-        fresh, level = _gather(self.draw(step, rows)), _gather(step.item_level[rows])
-        keep = level > self.floor
-        if self.upcoming is None or not self.buffer.is_full:
-            return self.buffer.write(fresh[keep], level[keep])
-        self.upcoming.write(fresh[keep], level[keep])
-        self.steps_of_round += 1
-        assert self.round_steps is not None
-        if self.steps_of_round >= self.round_steps:
+        if self.round_steps and self.upcoming.written and self.steps % self.round_steps == 0:
             self.buffer.write(*self.upcoming.take())
-            self.steps_of_round = 0
+        full = self.buffer.is_full
+        if not full or self.steps % self.every == 0:
+            fresh, level = _gather(self.guess(step)), _gather(step.item_level)
+            into = self.upcoming if self.round_steps and full else self.buffer
+            into.write(fresh[level > self.floor], level[level > self.floor])
+        self.steps += 1
 
     def query(self, step: Step) -> Query | None:
-        """Renews part of the buffer, then asks for replayed items at levels below their ``sigma_n``."""
+        """Renews the buffer when it is time, then asks for replayed items at levels below their ``sigma_n``."""
         self._renew(step)
         if self.buffer.written == 0:
             return None
@@ -156,13 +147,11 @@ class PosteriorReplay(Term):
         return ambient_query(replayed, replayed.sigma_n, sigma_t, (items, kind) if self.stable else None)
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The buffer, and where the round stands."""
-        upcoming = None if self.upcoming is None else self.upcoming.state()
-        return {"buffer": self.buffer.state(), "upcoming": upcoming, "steps_of_round": self.steps_of_round}
+        """The buffer, and the number of steps, by which it is renewed."""
+        return {"buffer": self.buffer.state(), "upcoming": self.upcoming.state(), "steps": self.steps}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restores them."""
         self.buffer.restore(state["buffer"])
-        if self.upcoming is not None and state["upcoming"] is not None:
-            self.upcoming.restore(state["upcoming"])
-            self.steps_of_round = int(state["steps_of_round"])
+        self.upcoming.restore(state["upcoming"])
+        self.steps = int(state["steps"])

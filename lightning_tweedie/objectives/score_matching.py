@@ -16,30 +16,37 @@ __all__ = ["ScoreMatching", "ambient_query"]
 
 
 def ambient_query(
-    step: Step, sigma_n: Tensor, sigma_t: Tensor, reference: tuple[Tensor, Tensor] | None = None
+    step: Step,
+    sigma_n: Tensor,
+    sigma_t: Tensor,
+    reference: tuple[Tensor, Tensor] | None = None,
+    power: float = 1.0,
 ) -> Query:
     """Score matching on data with noise of level ``sigma_n``, at levels ``sigma_t`` (2404.10177, eq. 7).
 
-    The loss ``lambda(sigma_t) |(1 - r) D(x_t) + r x_t - x_n|^2``, averaged over the elements of an item, is
-    ordinary denoising score matching where ``sigma_n = 0``.
+    The loss ``lambda(sigma_t) |(1 - r) D(x_t) + r x_t - x_n|^2 / (1 - r)^power``, averaged over the elements of an
+    item, is ordinary denoising score matching where ``sigma_n = 0``.
 
     Args:
         step: The data.
-        sigma_n: The noise they are taken to hold, ``(B,)`` or ``(B, *shape)``.
-        sigma_t: Levels to which they are raised, ``(B,)``.
+        sigma_n: The noise that the first ``K`` of them are taken to hold, ``(K,)`` or ``(K, *shape)``.
+        sigma_t: Levels to which those are raised, ``(K,)``.
         reference: Items, among them those of the step, with a number each: the mean of those that could have led to a
             point stands for the item that did (:func:`~lightning_tweedie.objectives.stable_target.stable_target`). Only
             items with one number are exchangeable: ``(R, *shape)`` and ``(R,)``, the step's own first.
+        power: Of ``1 - r``, by which the loss is divided: 0 weighs errors of the prediction of ``x_n``, 2 those of
+            ``x_0``, 1 each of the latter by the variance of its target.
     """
-    x_t = perturb(step.x_n, sigma_n, sigma_t, step.noise)
+    target = step.x_n[: len(sigma_t)]
+    x_t = perturb(target, sigma_n, sigma_t, step.noise)
     r = noise_share(sigma_n, sigma_t, x_t)
-    target = step.x_n
     if reference is not None:
         items, kind = reference
         target = stable_target(x_t, sigma_t**2 - sigma_n**2, items, kind[: len(x_t), None] == kind)
 
     def loss(x0: Tensor) -> Tensor:
-        error = (expected_noisy(x0, x_t, r) - target) ** 2
+        # The bound is for levels that rounding has made equal: there both are zero.
+        error = (expected_noisy(x0, x_t, r) - target) ** 2 / (1 - r).clamp(min=1e-6) ** power
         return edm_weight(sigma_t, step.sigma_data) * error.flatten(1).mean(1)
 
     return Query(x_t, sigma_t, loss, sigma_t)
@@ -66,7 +73,8 @@ class ScoreMatching(Term):
         self.stable = stable
 
     def query(self, step: Step) -> Query:
-        """Every item at one level above zero, whatever noise it holds."""
-        zero = torch.zeros_like(step.item_level)
-        reference = (step.x_n, zero) if self.stable else None
+        """Items at one level above zero, whatever noise they hold."""
+        all_zero = torch.zeros_like(step.item_level)
+        zero = all_zero[: step.room]
+        reference = (step.x_n, all_zero) if self.stable else None
         return ambient_query(step, zero, self.levels.sample(zero, generator=step.generator), reference)

@@ -5,7 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["stable_target"]
+__all__ = ["stable_target", "target_weights"]
+
+
+def target_weights(x_t: Tensor, variance: Tensor, reference: Tensor, admissible: Tensor) -> Tensor:
+    """Probabilities that a point was made from each item of the reference, ``(B, R)``; see :func:`stable_target`."""
+    # In float64: squared distances by way of products lose digits, and at low noise they are divided by little.
+    points, items = x_t.flatten(1).double(), reference.flatten(1).double()
+    squared = points.square().sum(1, keepdim=True) + items.square().sum(1) - 2 * points @ items.mT
+    logits = -squared / (2 * variance.double()[:, None])
+    return logits.masked_fill(~admissible, -torch.inf).softmax(1)
 
 
 def stable_target(x_t: Tensor, variance: Tensor, reference: Tensor, admissible: Tensor) -> Tensor:
@@ -26,9 +35,5 @@ def stable_target(x_t: Tensor, variance: Tensor, reference: Tensor, admissible: 
     Returns:
         ``(B, *shape)``.
     """
-    # In float64: squared distances by way of products lose digits, and at low noise they are divided by little.
-    points, items = x_t.flatten(1).double(), reference.flatten(1).double()
-    squared = points.square().sum(1, keepdim=True) + items.square().sum(1) - 2 * points @ items.mT
-    logits = -squared / (2 * variance.double()[:, None])
-    weights = logits.masked_fill(~admissible, -torch.inf).softmax(1)
-    return (weights @ items).to(x_t.dtype).reshape(x_t.shape)
+    weights = target_weights(x_t, variance, reference, admissible)
+    return (weights @ reference.flatten(1).double()).to(x_t.dtype).reshape(x_t.shape)

@@ -6,6 +6,7 @@ import torch
 
 from lightning_tweedie.errors import UserError
 from lightning_tweedie.kernels import perturb
+from lightning_tweedie.objectives.stable_target import target_weights
 from lightning_tweedie.objectives.term import Query, Step, Term
 from lightning_tweedie.preconditioning import edm_weight
 
@@ -16,42 +17,61 @@ class Sure(Term):
     """Learns ``E[x_0 | x_n]`` at ``sigma_n`` itself, from single noisy data.
 
     The squared error of an estimate of ``x_0`` can be known without ``x_0`` (Stein, 1981): its expectation is that of
-    ``|D(x_n) - x_n|^2 - d sigma_n^2 + 2 sigma_n^2 div D(x_n)``. The divergence is estimated from one random direction
+    ``|D(x_n) - x_n|^2 - d sigma_n^2 + 2 sigma_n^2 div D(x_n)``. The divergence is estimated from random signs
     ``b`` as ``b . (D(x_n + h b) - D(x_n)) / h`` (Ramani et al., 2008), at the cost of a second point.
 
     It says nothing of any other level: denoise with it and train on the result, or add it to ambient score matching,
-    which has no weight at ``sigma_n``.
+    which says the least there, and where all that is learnt below ``sigma_n`` begins.
 
     Args:
         weight: Factor of the term once it is fully on.
         start: Share of the training after which it sets in.
         ramp: Share of the training over which the weight then grows.
         step: ``h``, as a share of ``sigma_n``.
+        share: Share of the batch, in (0, 1]. The ambient term gets two items less for each.
+        stable: Beside ambient targets that are averaged over the batch, divide by the number of items over which the
+            average of a point goes, which is how much more they say: many for points in the plane, one for images.
     """
 
     name = "sure"
 
-    def __init__(self, weight: float = 1.0, start: float = 0.0, ramp: float = 0.0, step: float = 0.01) -> None:
+    def __init__(
+        self,
+        weight: float = 1.0,
+        start: float = 0.0,
+        ramp: float = 0.0,
+        step: float = 0.01,
+        share: float = 0.25,
+        stable: bool = False,
+    ) -> None:
         super().__init__(weight, start, ramp)
-        if step <= 0:
-            raise UserError(f"Sure needs step > 0, not {step}")
+        if step <= 0 or not 0 < share <= 1:
+            raise UserError(f"Sure needs step > 0 and share in (0, 1], not step = {step}, share = {share}")
         self.step = step
+        self.share = share
+        self.stable = stable
 
     def query(self, step: Step) -> Query | None:
-        """Every noisy item at its own level, and a little beside it."""
+        """Noisy items at their own level, and a little beside it."""
         noisy = (step.item_level > 0).nonzero()[:, 0]
+        noisy = noisy[: max(1, round(self.share * len(step.x_n)))]
         if len(noisy) == 0:
             return None
         level = step.item_level[noisy]
         # Noise that differs between pixels is first made equal; otherwise this adds nothing.
         x_n = perturb(step.x_n[noisy], step.sigma_n[noisy], level, step.noise)
         h = (self.step * level).reshape(-1, *[1] * (x_n.ndim - 1))
-        direction = step.noise(x_n)
+        direction = step.noise(x_n).sign()
+        scale = edm_weight(level, step.sigma_data)
+        if self.stable and step.sigma_n.ndim == 1:
+            again = perturb(x_n, 0.0, level, step.noise)
+            of_same_level = level[:, None] == step.item_level
+            scale = scale * target_weights(again, level**2, step.x_n, of_same_level).square().sum(1).mean().to(scale)
 
         def loss(x0: torch.Tensor) -> torch.Tensor:
             here, beside = x0.chunk(2)
             divergence = (direction * (beside - here) / h).flatten(1).mean(1)
             residual = (here - x_n).square().flatten(1).mean(1)
-            return edm_weight(level, step.sigma_data) * (residual - level**2 + 2 * level**2 * divergence)
+            return scale * (residual - level**2 + 2 * level**2 * divergence)
 
         return Query(torch.cat([x_n, x_n + h * direction]), torch.cat([level, level]), loss, level)

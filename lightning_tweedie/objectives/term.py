@@ -29,6 +29,8 @@ class Step:
         teacher: Denoiser for draws without gradient: the EMA's where there is one.
         sigma_data: Standard deviation of the clean data.
         generator: Source of every random number of this step.
+        room: Number of items, the first ones, for which the first term of an objective may ask the denoiser; all when
+            ``None``.
     """
 
     x_n: Tensor
@@ -36,6 +38,7 @@ class Step:
     teacher: DenoiserLike
     sigma_data: Tensor
     generator: torch.Generator | None = None
+    room: int | None = None
 
     @property
     def noise(self) -> Noise:

@@ -1,0 +1,128 @@
+"""What a preset consists of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from registry import METHODS
+
+__all__ = ["PRESETS", "Cell", "Preset"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry of the benchmark.
+
+    Args:
+        problem: Name of the problem: with the noise level for images, as in ``fashion_mnist@0.5``, and with the noise
+            model where it is not what methods assume, as in ``blobs+laplace``.
+        method: Name of the method.
+        seed: Of the data, the weights and the training.
+        steps: Optimiser steps.
+        batch: Items in each.
+    """
+
+    problem: str
+    method: str
+    seed: int
+    steps: int
+    batch: int
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return f"{self.problem}-{self.method}-seed{self.seed}-{self.steps}x{self.batch}"
+
+    @classmethod
+    def read(cls, name: str) -> Cell:
+        """The cell of that name."""
+        problem, method, seed, size = name.split("-")
+        steps, batch = size.split("x")
+        return cls(problem, method, int(seed.removeprefix("seed")), int(steps), int(batch))
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A set of problems with the budget of each method on each.
+
+    Args:
+        title: Of its page.
+        problems: Their names.
+        methods: The methods that make sense there.
+        steps: Optimiser steps.
+        batch: Items in each.
+        seeds: How many.
+        metric: What the plots show.
+        about: What the figures are, for the page.
+    """
+
+    title: str
+    problems: tuple[str, ...]
+    methods: tuple[str, ...]
+    steps: int
+    batch: int
+    seeds: int
+    metric: str
+    about: str
+
+
+ORACLE = (
+    "The network is an MLP of 3 x 256 units. Excess risk is $E|D - D^*|^2 / E|x_0 - D^*|^2$ by noise level, 0 for the "
+    "exact denoiser $D^*$; restored is the root mean square error of one-step estimates of fresh noisy data, as a "
+    "multiple of their noise; sliced Wasserstein is the distance of 10,000 samples from as many fresh data along 128 "
+    "directions; spread is the root mean square distance of samples from the nearest centre, as a multiple of the "
+    "clean data's."
+)
+IMAGES = (
+    "FD is the Fréchet distance of samples from clean training images in the features of EfficientNet-Lite0 at 96 x "
+    "96, proximal FD that of samples with noise added from the noisy training images, for which no clean image is "
+    "needed; PSNR is of restored held-out images: by the one-step estimate, by one posterior draw and by the mean of "
+    "three."
+)
+PRESETS = {
+    "oracle": Preset(
+        title="Methods where the answer is known",
+        problems=("ring", "moons", "spectrum", "blobs"),
+        # Non-local means is for images.
+        methods=tuple(name for name in METHODS if name != "nonlocal_means"),
+        steps=8000,
+        batch=1024,
+        seeds=3,
+        metric="sliced_wasserstein",
+        about=ORACLE,
+    ),
+    "mismatch": Preset(
+        title="When the noise is not what it is taken for",
+        problems=(
+            *("blobs", "blobs+under25", "blobs+under10", "blobs+over10", "blobs+over25"),
+            *("blobs+laplace", "blobs+uniform", "blobs+clipped", "blobs+correlated"),
+        ),
+        methods=("clean", "ambient", "consistency", "replay", "default"),
+        steps=3000,
+        batch=512,
+        seeds=1,
+        metric="sliced_wasserstein",
+        about=f"The noise has the same variance throughout, and methods take it for white Gaussian noise. {ORACLE}",
+    ),
+    "small": Preset(
+        title="Methods on Fashion-MNIST",
+        problems=("fashion_mnist@0.2", "fashion_mnist@0.5", "fashion_mnist@1"),
+        methods=tuple(METHODS),
+        steps=1500,
+        batch=32,
+        seeds=1,
+        metric="fd_efficientnet-lite0-96",
+        about=f"The network is a U-Net with 0.9 million weights at 14 x 14 after space-to-depth. {IMAGES}",
+    ),
+    "cifar10": Preset(
+        title="Methods on CIFAR-10",
+        problems=("cifar10@0.05", "cifar10@0.1", "cifar10@0.2", "cifar10@0.4"),
+        methods=("clean", "ambient", "consistency", "replay", "default"),
+        steps=20_000,
+        batch=256,
+        seeds=1,
+        metric="fd_efficientnet-lite0-96",
+        about=f"The network is a U-Net with 35 million weights. {IMAGES}",
+    ),
+}
+"""By the names that the command line knows."""

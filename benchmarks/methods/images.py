@@ -1,0 +1,176 @@
+"""Training and measuring on images, with the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from cells import Cell
+from registry import METHODS, objective_config
+from tqdm import tqdm
+
+from lightning_tweedie import datamodules
+from lightning_tweedie.checkpoint import load_denoiser
+from lightning_tweedie.data.array import ArrayDataset
+from lightning_tweedie.data.noisy import ItemSet
+from lightning_tweedie.sampling import one_step
+
+__all__ = ["ArrayData", "Unfinished", "run_images"]
+
+HERE = Path(__file__).resolve().parent
+EXTRACTOR = "efficientnet-lite0-96"
+SHOWN = 12
+"""Samples that are kept for pictures."""
+
+
+class Unfinished(Exception):
+    """The time for this call is over; the next one goes on."""
+
+
+class ArrayData(datamodules.NoisyDataModule):
+    """Images in a file of NumPy, floats in [-1, 1] or beyond.
+
+    Args:
+        path: The file, ``(N, C, H, W)``.
+        kwargs: The settings of NoisyDataModule.
+    """
+
+    def __init__(self, path: str, **kwargs: Any) -> None:  # noqa: ANN401 - handed on
+        super().__init__(**kwargs)
+        self.path = path
+
+    def train_set(self) -> ItemSet:
+        """All of them."""
+        return ArrayDataset(np.load(self.path))
+
+
+def command(*arguments: str) -> None:
+    """Runs one command of the command line; its output goes to this process' standard error."""
+    paths = os.pathsep.join([str(HERE), *sys.path])
+    call = [sys.executable, "-m", "lightning_tweedie", *arguments]
+    subprocess.run(call, check=True, stdout=sys.stderr, env={**os.environ, "PYTHONPATH": paths})
+
+
+def newest(folder: Path) -> Path | None:
+    """The last checkpoint of the latest of some runs."""
+    found = list(folder.glob("fit_*/checkpoints/last.ckpt"))
+    return max(found, key=lambda path: int(path.parts[-3].removeprefix("fit_"))) if found else None
+
+
+def state(checkpoint: Path) -> tuple[int, float]:
+    """Steps that were made, and the seconds that they took."""
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    return content["global_step"], content["callbacks"]["Timer"]["time_elapsed"]["train"]
+
+
+def fit(
+    name: str, folder: Path, objective: dict[str, Any], cell: Cell, steps: int, minutes: float | None, *options: str
+) -> tuple[Path, float]:
+    """Trains, or goes on with what an earlier call has begun; the checkpoint and the seconds of all steps."""
+    dataset = cell.problem.partition("@")[0]
+    objective_file = folder / f"{name}.yaml"
+    objective_file.write_text(yaml.safe_dump(objective))
+    before = newest(folder / name)
+    done, seconds = state(before) if before else (0, 0.0)
+    if done < steps:
+        # A limit makes Lightning measure the time and keep it in checkpoints.
+        until = round(seconds + 60 * minutes) if minutes else 10**8
+        command(
+            *("fit", "--config", str(HERE / f"{dataset}.yaml"), "--name", name, "--runs", str(folder)),
+            *("--model.objective", str(objective_file), "--seed_everything", str(cell.seed)),
+            *("--model.seed", str(cell.seed), "--trainer.max_steps", str(steps), *options),
+            *("--trainer.max_time", json.dumps({"seconds": until})),
+            *(("--ckpt_path", str(before)) if before else ()),
+        )
+    found = newest(folder / name)
+    assert found is not None
+    done, seconds = state(found)
+    if done < steps:
+        raise Unfinished(f"{done:,} of {steps:,} steps")
+    return found, seconds
+
+
+def nonlocal_means(images: np.ndarray, sigma_n: float) -> np.ndarray:
+    """Images ``(N, C, H, W)`` with their noise of level ``sigma_n`` taken away by non-local means (scikit-image)."""
+    from skimage.restoration import denoise_nl_means
+
+    settings = {"patch_size": 5, "patch_distance": 6, "h": 0.6 * sigma_n, "sigma": sigma_n, "fast_mode": True}
+    last = np.moveaxis(images, 1, -1)
+    found = [denoise_nl_means(image, channel_axis=-1, **settings) for image in tqdm(last, mininterval=2)]
+    # It drops the axis of a single channel.
+    return np.moveaxis(np.stack(found).reshape(last.shape), -1, 1)
+
+
+def denoise_all(dataset: datamodules.NoisyDataModule, checkpoint: Path | None, path: Path) -> None:
+    """Writes estimates of all training images: one-step ones, or those by non-local means without a checkpoint."""
+    noisy = dataset.noisy_set()
+    items = [noisy[k] for k in range(len(noisy))]
+    x_n = torch.cat([item.x_n for item in items])
+    if checkpoint is None:
+        return np.save(path, nonlocal_means(x_n.numpy(), dataset.sigma_n).astype(np.float32))
+    denoiser, level = load_denoiser(str(checkpoint)).denoiser, torch.cat([item.sigma_n for item in items])
+    parts = zip(x_n.split(250), level.split(250), strict=True)
+    np.save(path, torch.cat([one_step(denoiser, *part) for part in parts]).numpy())
+
+
+def run_images(cell: Cell, folder: Path, minutes: float | None = None) -> dict[str, Any]:
+    """Trains with one method and measures; the runs are kept in the folder.
+
+    Raises:
+        Unfinished: The training takes more than so many minutes.
+    """
+    method, (name, _, sigma) = METHODS[cell.method], cell.problem.partition("@")
+    folder.mkdir(parents=True, exist_ok=True)
+    noisy = yaml.safe_load((HERE / f"{name}.yaml").read_text())["data"]
+    noisy["init_args"] |= {"sigma": float(sigma), "seed": cell.seed, "batch_size": cell.batch}
+    # All are measured with the noisy data, whatever they were trained on.
+    (folder / "data.yaml").write_text(yaml.safe_dump(noisy))
+    given = [f"--data.{key}={noisy['init_args'][key]}" for key in ("seed", "batch_size")]
+    steps, seconds, checkpoint = cell.steps, 0.0, None
+    if method.first not in (None, "nonlocal_means"):
+        steps -= cell.steps // 2
+        objective, its = objective_config(method.first, {}), [*given, f"--data.sigma={sigma}"]
+        checkpoint, seconds = fit("first", folder, objective, cell, cell.steps // 2, minutes, *its)
+    if method.data == "denoised":
+        if not (folder / "denoised.npy").is_file():
+            module = getattr(datamodules, noisy["class_path"].rpartition(".")[2])(**noisy["init_args"])
+            module.setup("fit")
+            denoise_all(module, checkpoint, folder / "denoised.npy")
+        given = ["--data=images.ArrayData", f"--data.path={folder / 'denoised.npy'}", *given]
+    given += [
+        f"--data.sigma={sigma if method.data == 'noisy' else 0}",
+        f"--data.clean_fraction={method.clean_fraction}",
+    ]
+    objective = objective_config(method.objective, method.settings)
+    checkpoint, more = fit("final", folder, objective, cell, steps, minutes, *given)
+    memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
+    samplings = ("full", "truncated") if method.truncated else ("full",)
+    command(
+        *("evaluate", "--ckpt_path", str(checkpoint), "--data", str(folder / "data.yaml")),
+        *("--metrics", "fid,proximal_fid,restoration", "--extractor", EXTRACTOR, "--sampling", ",".join(samplings)),
+        *("--sampler", "dpmsolver++", "--steps", "20", "--num", "2000", "--num_reference", "10000", "--draws", "3"),
+        *("--out", str(folder / "result.json"), "--seed", str(cell.seed), "--overwrite", "true"),
+    )
+    for sampling in samplings:
+        (first,) = (folder / "result_samples").glob(f"*-{sampling}-seed*/00000000.npy")
+        np.save(folder / f"{sampling}.npy", np.load(first)[:SHOWN])
+    rows = json.loads((folder / "result.json").read_text())["rows"]
+    wanted = (f"fd_{EXTRACTOR}", f"proximal_fd_{EXTRACTOR}", "psnr_one_step", "psnr_draw", "psnr_mean")
+    measured = {
+        sampling: {row["metric"]: row["value"] for row in rows if row["sampling"] in (sampling, None)}
+        for sampling in samplings
+    }
+    return {
+        "sigma_n": float(sigma),
+        "measured": {sampling: {name: its[name] for name in wanted} for sampling, its in measured.items()},
+        "seconds_per_step": round((seconds + more) / cell.steps, 6),
+        "peak_memory_mb": memory,
+    }

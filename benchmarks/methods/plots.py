@@ -1,0 +1,126 @@
+"""Plots of the benchmark's rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from cells import Cell, Preset
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from tables import Rows, cost, head, heading, names, of
+
+from lightning_tweedie.pictures import panel, save
+
+__all__ = ["plots"]
+
+
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
+    columns = min(count, 4)
+    lines = -(-count // columns)
+    size = (4 * columns + 3.5, 4 * lines)
+    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.flat[count:]:
+        axis.remove()
+    return figure, list(axes.flat[:count])
+
+
+def _style(number: int) -> dict[str, Any]:
+    line, marker = (("-", "o"), ("--", "^"), (":", "s"))[number // 10 % 3]
+    return {"color": f"C{number % 10}", "ls": line, "marker": marker, "ms": 4}
+
+
+def _mean(rows: Rows, metric: str) -> float:
+    return float(np.mean([row["metrics"][metric] for row in rows]))
+
+
+def _ticks(axis: Axes, levels: list[float]) -> None:
+    axis.set_xticks(levels, [f"{level:g}" for level in levels])
+    axis.set_xticks([], minor=True)
+
+
+def _finish(figure: Figure, axes: list[Axes], label: str, path: Path) -> None:
+    axes[0].set_ylabel(label)
+    lines = {line.get_label(): line for axis in axes for line in axis.get_lines() if line.get_marker() != "None"}
+    figure.legend(handles=list(lines.values()), loc="outside right center", fontsize="small")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _excess_risks(rows: Rows, titles: dict[str, int], path: Path) -> None:
+    """By noise level, a panel for each problem."""
+    problems = names(rows, "problem")
+    figure, axes = _panels(len(problems))
+    for axis, problem in zip(axes, problems, strict=True):
+        # Samples by another solver are of the same network.
+        here = of(rows, problem=problem, sampling="full")
+        risks = [name for name in here[0]["metrics"] if name.startswith("excess_risk_")]
+        levels = [float(name.removeprefix("excess_risk_")) for name in risks]
+        for title in names(here, "title"):
+            its = of(here, title=title)
+            axis.plot(levels, [_mean(its, name) for name in risks], label=title, **_style(titles[title]))
+        axis.axvline(here[0]["sigma_n"], color="0.7", lw=1, zorder=0)
+        axis.set(xscale="log", yscale="log", xlabel="noise level", title=heading(here[0]))
+        _ticks(axis, levels)
+    _finish(figure, axes, "excess risk", path)
+
+
+def _by_noise(rows: Rows, titles: dict[str, int], metric: str, path: Path) -> None:
+    """The main measure by the noise of the data."""
+    figure, axes = _panels(1)
+    for title, number in titles.items():
+        its = of(rows, title=title)
+        levels = sorted({row["sigma_n"] for row in its})
+        axes[0].plot(levels, [_mean(of(its, sigma_n=s), metric) for s in levels], label=title, **_style(number))
+    axes[0].set(xscale="log", yscale="log", xlabel="noise of the data")
+    _ticks(axes[0], sorted({row["sigma_n"] for row in rows}))
+    _finish(figure, axes, head(metric), path)
+
+
+def _by_cost(rows: Rows, titles: dict[str, int], metric: str, path: Path) -> None:
+    """The main measure by the cost of a step, a panel for each problem."""
+    problems = names(rows, "problem")
+    figure, axes = _panels(len(problems))
+    for axis, problem in zip(axes, problems, strict=True):
+        here = of(rows, problem=problem)
+        for title in names(here, "title"):
+            value = _mean(of(here, title=title), metric)
+            axis.plot(cost(rows, problem, title)[1], value, label=title, **_style(titles[title]))
+        axis.set(yscale="log", xlabel="cost of a step, plain steps", title=heading(here[0]))
+        axis.set_xlim(left=0)
+    _finish(figure, axes, head(metric), path)
+
+
+def _samples(rows: Rows, cells: Path, path: Path) -> None:
+    """The same seeds by all methods, at the middle one of the problems."""
+    problems = names(rows, "problem")
+    columns = []
+    for row in of(rows, problem=problems[len(problems) // 2], seed=0):
+        cell = Cell(**{name: row[name] for name in Cell.__dataclass_fields__})
+        file = cells / cell.name / f"{row['sampling']}.npy"
+        if file.is_file():
+            columns.append((row["title"], torch.from_numpy(np.load(file))))
+    lines = [panel(columns[k : k + 5], per_row=4, side=56) for k in range(0, len(columns), 5)]
+    if lines:
+        sheet = np.full((sum(len(line) for line in lines), max(line.shape[1] for line in lines), 3), 255, np.uint8)
+        top = 0
+        for line in lines:
+            sheet[top : top + len(line), : line.shape[1]] = line
+            top += len(line)
+        path.unlink(missing_ok=True)
+        save(sheet, path)
+
+
+def plots(rows: Rows, preset: Preset, out: Path, cells: Path) -> None:
+    """Writes them beside the JSON file; pictures of samples are made from the cells' folders, where they are."""
+    titles = {title: number for number, title in enumerate(names(rows, "title"))}
+    levels = out.with_name(f"{out.stem}_levels.png")
+    if any(name.startswith("excess_risk_") for name in rows[0]["metrics"]):
+        _excess_risks(rows, titles, levels)
+    else:
+        _by_noise(rows, titles, preset.metric, levels)
+        _samples(rows, cells, out.with_name(f"{out.stem}_samples.png"))
+    _by_cost(rows, titles, preset.metric, out.with_name(f"{out.stem}_cost.png"))
