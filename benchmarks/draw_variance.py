@@ -39,7 +39,7 @@ def moments(sampler: Sampler, variance: float, levels: Tensor) -> tuple[float, f
 
 def main() -> None:
     """Prints the table."""
-    print("| solver | noise | levels | last level | data / noise | variance of the draws | 50 % | 90 % |")
+    print("| solver | noise | levels | last level | variance of data / of noise | variance of draws | 50 % | 90 % |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|")
     for sampler in (Ancestral(), SDEDPMSolverPP2M()):
         for sigma_n, steps, last in GRIDS:

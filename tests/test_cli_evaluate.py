@@ -488,7 +488,7 @@ def test_restorations_and_their_calibration(ckpt: Path, tmp_path: Path) -> None:
             row = rows.pop(name)
             assert row["value"] == pytest.approx(estimate.value, rel=1e-6)
             assert row["standard_error"] == pytest.approx(estimate.standard_error, rel=1e-6)
-            assert (row["n"], row["nfe"], row["sampler"], row["sigma_n"]) == (5, steps, "ancestral", 0.5)
+            assert (row["n"], row["nfe"], row["sampler"], row["sigma_n"]) == (5, steps, "sdedpmsolverpp2m", 0.5)
             assert row["extractor"] is row["sampling"] is None
         assert not rows
     for name in ("r_calibration.png", "r_restoration.png"):

@@ -26,7 +26,7 @@ from lightning_tweedie.metrics.features import FeatureExtractor, resolve_extract
 from lightning_tweedie.metrics.frechet import frechet_distance
 from lightning_tweedie.pictures import Picture, can_be_drawn, panel, save
 from lightning_tweedie.randomness import item_generator
-from lightning_tweedie.sampling import Ancestral, DPMSolverPP2M, Sampler
+from lightning_tweedie.sampling import DPMSolverPP2M, Sampler, SDEDPMSolverPP2M
 
 __all__ = ["Report"]
 
@@ -48,7 +48,7 @@ class Report(Callback):
         num_restored: Held-out images that are restored.
         draws: Posterior draws of each.
         sampler: Solver and grid of the samples; ``DPMSolverPP2M`` with 20 levels when null.
-        posterior_sampler: Stochastic solver of the draws; ``Ancestral`` with 18 levels when null.
+        posterior_sampler: Stochastic solver of the draws; ``SDEDPMSolverPP2M`` with 18 levels when null.
         batch_size: Images in one pass.
         seed: Seed of samples and draws.
     """
@@ -77,7 +77,7 @@ class Report(Callback):
         self.num_restored = num_restored
         self.draws = draws
         self.sampler = DPMSolverPP2M(20) if sampler is None else sampler
-        self.posterior_sampler = Ancestral() if posterior_sampler is None else posterior_sampler
+        self.posterior_sampler = SDEDPMSolverPP2M() if posterior_sampler is None else posterior_sampler
         self.batch_size = batch_size
         self.seed = seed
         self._features: FeatureExtractor | None = None

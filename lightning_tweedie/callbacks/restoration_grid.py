@@ -15,7 +15,7 @@ from lightning_tweedie.errors import UserError
 from lightning_tweedie.evaluation.restoration import noisy_items
 from lightning_tweedie.metrics.restoration import psnr
 from lightning_tweedie.pictures import Picture, panel
-from lightning_tweedie.sampling import Ancestral, Sampler, one_step, posterior_samples
+from lightning_tweedie.sampling import Sampler, SDEDPMSolverPP2M, one_step, posterior_samples
 
 __all__ = ["RestorationGrid", "restoration_panel"]
 
@@ -26,7 +26,7 @@ class RestorationGrid(PictureCallback):
     Args:
         num_items: How many validation items.
         draws: Posterior draws per item, at least 2.
-        sampler: Stochastic solver for the draws; ``Ancestral`` with 18 levels when null.
+        sampler: Stochastic solver for the draws; ``SDEDPMSolverPP2M`` with 18 levels when null.
         every_n_validations: Only after every so many validations.
         seed: Seed of the draws.
     """
@@ -39,7 +39,7 @@ class RestorationGrid(PictureCallback):
         every_n_validations: int = 1,
         seed: int = 0,
     ) -> None:
-        sampler = Ancestral() if sampler is None else sampler
+        sampler = SDEDPMSolverPP2M() if sampler is None else sampler
         super().__init__("restoration", num_items, every_n_validations, sampler, seed)
         if draws < 2:
             raise UserError(f"RestorationGrid.draws = {draws} is too small: their deviation needs at least 2")

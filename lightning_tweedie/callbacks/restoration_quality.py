@@ -16,7 +16,7 @@ from lightning_tweedie.evaluation.restoration import noisy_items
 from lightning_tweedie.evaluation.restoration_measurement import measure_restorations
 from lightning_tweedie.evaluation.results import Row
 from lightning_tweedie.evaluation.work import Work
-from lightning_tweedie.sampling import Ancestral, Sampler
+from lightning_tweedie.sampling import Sampler, SDEDPMSolverPP2M
 
 __all__ = ["RestorationQuality"]
 
@@ -43,7 +43,7 @@ class RestorationQuality(QualityCallback):
     Args:
         num_images: Held-out items that are restored; fewer if there are not so many.
         draws: Posterior draws of each, at least 2; 19 make intervals of exactly 50, 80 and 90 %.
-        sampler: Stochastic solver of the draws; ``Ancestral`` with 18 levels when null.
+        sampler: Stochastic solver of the draws; ``SDEDPMSolverPP2M`` with 18 levels when null.
         every_n_validations: Only after every so many validations.
         batch_size: Items restored at once on each process, 16 at most.
         seed: Seed of the draws.
@@ -66,7 +66,7 @@ class RestorationQuality(QualityCallback):
         self.require(num_images=(num_images, 1), draws=(draws, 2))
         self.num_images = num_images
         self.draws = draws
-        self.sampler = Ancestral() if sampler is None else sampler
+        self.sampler = SDEDPMSolverPP2M() if sampler is None else sampler
         self._items: dict[str, NoisyBatch] = {}
 
     @property

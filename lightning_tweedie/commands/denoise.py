@@ -78,7 +78,7 @@ def denoise(
     if level == 0:
         raise UserError("sigma = 0 leaves nothing to restore: give the noise level of the images with --sigma")
     images = ImageFolder(input, channels=trained.shape[0])
-    solver = make_sampler("ancestral", steps)
+    solver = make_sampler("sde-dpmsolver++", steps)
     folder = output_folder(out, overwrite)
     overview: list[dict[str, Any]] = []
     with tqdm(total=len(images), desc="denoising", unit="image") as bar:

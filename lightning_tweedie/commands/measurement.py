@@ -22,7 +22,7 @@ from lightning_tweedie.evaluation.work import Work
 from lightning_tweedie.metrics.feature_statistics import FeatureStatistics
 from lightning_tweedie.metrics.features import FeatureExtractor
 from lightning_tweedie.pictures import Picture, panel
-from lightning_tweedie.sampling import Ancestral
+from lightning_tweedie.sampling import SDEDPMSolverPP2M
 
 __all__ = ["Comparisons", "Restorations"]
 
@@ -181,7 +181,7 @@ class Restorations:
             found, restoration = measure_restorations(
                 denoiser,
                 self.held_out,
-                Ancestral(steps=steps),
+                SDEDPMSolverPP2M(steps=steps),
                 self.draws,
                 work,
                 facts=checkpoint.facts(),

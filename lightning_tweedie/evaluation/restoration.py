@@ -23,7 +23,7 @@ from lightning_tweedie.metrics.estimate import Estimate, mean_of
 from lightning_tweedie.metrics.restoration import SSIM_WINDOW, interval_coverage, psnr, ssim
 from lightning_tweedie.pictures import Picture
 from lightning_tweedie.precision import full_precision
-from lightning_tweedie.sampling import Ancestral, Sampler, one_step, posterior_samples
+from lightning_tweedie.sampling import Sampler, SDEDPMSolverPP2M, one_step, posterior_samples
 
 __all__ = [
     "Restoration",
@@ -109,7 +109,7 @@ def restore(
         indices: Numbers of the items, length ``B``: with the seed they decide the draws.
         x_0: The clean items, if they are known; they take no part and are handed on.
         draws: Posterior draws of each item, at least 1. 19 make intervals of exactly 50, 80 and 90 %.
-        sampler: Stochastic solver of the draws; ``Ancestral`` with 18 levels when absent.
+        sampler: Stochastic solver of the draws; ``SDEDPMSolverPP2M`` with 18 levels when absent.
         seed: Seed of the draws.
         batch_size: Items restored at once, 16 at most.
         processes: Who shares the work; all processes there are when absent.
@@ -131,7 +131,7 @@ def restore(
             "restoration needs noisy items with one sigma > 0 each, not clean ones and no maps of the level: leave "
             "restorations out for such data"
         )
-    sampler = Ancestral() if sampler is None else sampler
+    sampler = SDEDPMSolverPP2M() if sampler is None else sampler
     processes = Processes() if processes is None else processes
     device = denoiser.sigma_data.device
     finished, chunks = ChunkStore(store), processes.deal(len(x_n), _CHUNK)
@@ -200,11 +200,10 @@ def restoration_quality(restoration: Restoration) -> dict[str, Estimate]:
     The one-step estimate is the best in squared error. A draw from the exact posterior has twice its squared error, so
     its PSNR is 3 dB lower, and the mean of ``K`` draws has ``1 + 1/K`` times it.
 
-    Draws carry the error of their solver too. With the exact denoiser of a Gaussian, those of ``Ancestral`` with 18
-    levels have 0.64 to 0.78 times the right variance, so that intervals of 90 % hold 81 to 86 % and those of 50 % hold
-    41 to 45 %; with 72 levels it is 0.90 to 0.94 times, 88 to 89 % and 48 to 49 %
-    (benchmarks/draw_variance.py). Compare numbers at equal solvers, and use many levels before a network is called too
-    sure.
+    Draws carry the error of their solver too. With the exact denoiser of a Gaussian, those of ``SDEDPMSolverPP2M`` with
+    18 levels have 1.00 to 1.05 times the right variance, so that intervals of 90 % hold 90 to 91 %; those of
+    ``Ancestral`` have 0.64 to 0.78 times it, and their intervals hold 81 to 86 % (benchmarks/draw_variance.py). Compare
+    numbers at equal solvers.
 
     Args:
         restoration: With clean items.

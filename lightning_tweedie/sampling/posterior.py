@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_tweedie.denoiser import Denoiser
 from lightning_tweedie.errors import UserError
 from lightning_tweedie.randomness import SampleNoise
-from lightning_tweedie.sampling.samplers import Ancestral, Sampler
+from lightning_tweedie.sampling.samplers import Sampler, SDEDPMSolverPP2M
 from lightning_tweedie.tweedie import expand
 
 __all__ = ["one_step", "posterior_samples"]
@@ -59,14 +59,14 @@ def posterior_samples(
         x_n: Noisy data ``(B, *shape)``.
         sigma_n: Their level, a number or ``(B,)``, ``> 0``.
         draws: Number of draws per item.
-        sampler: A stochastic solver; :class:`Ancestral` with 18 levels when absent.
+        sampler: A stochastic solver; :class:`SDEDPMSolverPP2M` with 18 levels when absent.
         seed: With the item's number and the draw's number determines a draw.
         indices: Numbers of the items, length ``B``; 0, 1, 2, ... when absent.
 
     Returns:
         ``(draws, B, *shape)``.
     """
-    sampler = Ancestral() if sampler is None else sampler
+    sampler = SDEDPMSolverPP2M() if sampler is None else sampler
     indices = range(len(x_n)) if indices is None else indices
     sigma = torch.as_tensor(sigma_n, dtype=torch.float64, device=x_n.device).expand(len(x_n))
     levels = sampler.levels(start=sigma)
