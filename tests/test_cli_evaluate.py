@@ -31,7 +31,7 @@ from lightning_tweedie.evaluation.restoration import restoration_quality, restor
 from lightning_tweedie.metrics.feature_statistics import FeatureStatistics
 from lightning_tweedie.metrics.features import resolve_extractor
 from lightning_tweedie.randomness import item_noise
-from lightning_tweedie.sampling import Ancestral, DPMSolverPP2M, Heun, sample
+from lightning_tweedie.sampling import DPMSolverPP2M, Heun, SDEDPMSolverPP2M, sample
 
 FD, KD = "fd_Encoder", "kd_Encoder"
 PRC = ["precision_Encoder", "recall_Encoder", "density_Encoder", "coverage_Encoder"]
@@ -482,7 +482,7 @@ def test_restorations_and_their_calibration(ckpt: Path, tmp_path: Path) -> None:
         rows = {row["metric"]: row for row in result["rows"] if row["steps"] == steps}
         restored = restore(
             trained.denoiser, batch.x_n, batch.sigma_n, batch.index.tolist(), batch.x_0, draws=9,
-            sampler=Ancestral(steps),
+            sampler=SDEDPMSolverPP2M(steps),
         )  # fmt: skip
         for name, estimate in restoration_quality(restored).items():
             row = rows.pop(name)

@@ -18,7 +18,7 @@ from lightning_tweedie.denoiser import Denoiser
 from lightning_tweedie.errors import UserError
 from lightning_tweedie.module import TweedieModule
 from lightning_tweedie.networks import MLP
-from lightning_tweedie.sampling import Ancestral, Heun, one_step, posterior_samples, sample
+from lightning_tweedie.sampling import Heun, SDEDPMSolverPP2M, one_step, posterior_samples, sample
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ def test_denoise(ckpt: Path, noisy: Path, tmp_path: Path) -> None:
     for index, (name, x) in enumerate(sorted(x_n.items())):
         made = np.load(out / f"arrays/{name}.npz")
         np.testing.assert_allclose(made["one_step"], one_step(denoiser, x[None], 0.5)[0], atol=1e-5)
-        draws = posterior_samples(denoiser, x[None], 0.5, 5, Ancestral(steps=4), seed=0, indices=[index])[:, 0]
+        draws = posterior_samples(denoiser, x[None], 0.5, 5, SDEDPMSolverPP2M(steps=4), seed=0, indices=[index])[:, 0]
         np.testing.assert_allclose(made["draws"], draws, atol=2e-4)
         np.testing.assert_allclose(made["mean"], made["draws"].mean(0), atol=1e-5)
         np.testing.assert_allclose(made["std"], made["draws"].std(0, ddof=1), atol=1e-5)
