@@ -127,12 +127,11 @@ def run_oracle(cell: Cell) -> dict[str, Any]:
     objective = make_objective(method.objective, method.settings)
     denoiser, per_step = train(problem, objective, data, levels, steps, cell.batch, cell.seed)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    measured = {}
+    error, measured = restored(problem, denoiser, kind, cell.seed), {}
     for sampling in ("full", "truncated") if method.truncated else ("full",):
         stop = problem.sigma_n if sampling == "truncated" else None
         samples = sample(denoiser, (TEST, problem.dim), seed=cell.seed, truncate_at=stop)
-        metrics = {"restored": restored(problem, denoiser, kind, cell.seed)}
-        metrics |= evaluate(problem, denoiser, samples, cell.seed)
+        metrics = {"restored": error} | evaluate(problem, denoiser, samples, cell.seed)
         measured[sampling] = {name: round(value, 6) for name, value in metrics.items()}
     return {
         "sigma_n": problem.sigma_n,
