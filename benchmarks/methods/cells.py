@@ -86,7 +86,7 @@ PRESETS = {
         # Non-local means is for images.
         methods=tuple(name for name in METHODS if name != "nonlocal_means"),
         steps=8000,
-        batch=1024,
+        batch=512,
         seeds=3,
         metric="sliced_wasserstein",
         about=ORACLE,

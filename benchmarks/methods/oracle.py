@@ -20,7 +20,7 @@ from lightning_tweedie.ema import EMA
 from lightning_tweedie.networks import MLP
 from lightning_tweedie.objectives import Objective
 from lightning_tweedie.randomness import step_generator
-from lightning_tweedie.sampling import one_step, sample
+from lightning_tweedie.sampling import Heun, one_step, sample
 
 __all__ = ["evaluate", "run_oracle"]
 
@@ -29,6 +29,8 @@ TEACHER = 15
 """Half-life of the average that teaches, in steps."""
 TEST = 10_000
 """Fresh points at each level, and samples."""
+SOLVER = Heun(40)
+"""So fine that samples with the exact denoiser spread within 2 % as the data do; with 18 levels it is 4 %."""
 
 
 def noisy_data(problem: Problem, sigma_n: float, kind: str, clean_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -46,7 +48,7 @@ def train(
     """Trains one network.
 
     Returns:
-        Its average, and the seconds that a step took.
+        Its average, and the seconds of processor time that a step took.
     """
     torch.manual_seed(seed)
     denoiser = Denoiser(MLP(problem.dim, width=256, depth=3), sigma_data=problem.sigma_data)
@@ -57,7 +59,7 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / 200, (steps - step) / (0.2 * steps))
     )
-    start = time.perf_counter()
+    start = time.process_time()
     for step in tqdm(range(steps), mininterval=2, leave=False):
         generator = step_generator(seed, rank=0, step=step)
         which = torch.randint(len(data), (batch,), generator=generator)
@@ -70,7 +72,7 @@ def train(
         optimizer.step()
         schedule.step()
         ema.update(denoiser)
-    return ema.denoiser, (time.perf_counter() - start) / steps
+    return ema.denoiser, (time.process_time() - start) / steps
 
 
 @torch.no_grad()
@@ -130,7 +132,7 @@ def run_oracle(cell: Cell) -> dict[str, Any]:
     error, measured = restored(problem, denoiser, kind, cell.seed), {}
     for sampling in ("full", "truncated") if method.truncated else ("full",):
         stop = problem.sigma_n if sampling == "truncated" else None
-        samples = sample(denoiser, (TEST, problem.dim), seed=cell.seed, truncate_at=stop)
+        samples = sample(denoiser, (TEST, problem.dim), SOLVER, seed=cell.seed, truncate_at=stop)
         metrics = {"restored": error} | evaluate(problem, denoiser, samples, cell.seed)
         measured[sampling] = {name: round(value, 6) for name, value in metrics.items()}
     return {

@@ -104,7 +104,7 @@ class Objective(nn.Module):
                 "Denoiser(..., sigma_data=...) or train with a data module that estimates it"
             )
         teacher = denoiser if teacher is None else teacher
-        step = Step(x_n, sigma_n, teacher, denoiser.sigma_data, generator)
+        step = Step(x_n, sigma_n, teacher, denoiser.sigma_data, generator, progress)
         queries: list[tuple[str, float, Query]] = []
         first, *others = self.terms
         for name in (*others, first):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed
@@ -14,10 +14,11 @@ from lightning_tweedie.levels import LevelDistribution, LogNormal, edm_levels
 from lightning_tweedie.objectives.draw_buffer import DrawBuffer
 from lightning_tweedie.objectives.score_matching import ambient_query
 from lightning_tweedie.objectives.term import Query, Step, Term
-from lightning_tweedie.sampling import Sampler, SDEDPMSolverPP2M
+from lightning_tweedie.sampling import DPMSolverPP2M, Sampler
 
 __all__ = ["PosteriorReplay"]
 
+_LAST = 20  # draws end at a twentieth of the noise, where what is left of it is 1/400 of its variance
 _REFERENCE = 1024  # draws that stand for each other
 
 
@@ -37,7 +38,8 @@ class PosteriorReplay(Term):
     A buffer of such draws, renewed little by little by the teacher, serves as clean data for ordinary score
     matching at levels up to each datum's own ``sigma_n``; above it the ambient term rules.
     This is expectation maximisation with a lazy expectation step: its fixed point is maximum likelihood
-    (2405.13712, 2502.05446).
+    (2405.13712, 2502.05446). All that the next step uses of the draws is their law, and the probability flow carries
+    noisy data to the same law without any noise of its own: the fixed point is the same and the way there shorter.
 
     Args:
         weight: Factor of the term once it is fully on.
@@ -48,13 +50,13 @@ class PosteriorReplay(Term):
             device unless ``on_cpu``, is the same on every rank, and is part of checkpoints.
         refresh: Draws made per item of the batch and step, in (0, 1]: for all items of one batch in every
             ``1 / refresh`` steps, which takes less time than a few in each. The buffer fills faster: with each batch.
-        sampler: Stochastic solver of the draws, with its levels; when absent :class:`SDEDPMSolverPP2M` with 24 levels
-            down to a twentieth of each item's ``sigma_n``. Draws must scatter right to a percent, because what is
-            missing or too much adds up from round to round.
-        first: What fills the buffer for the first time. ``"mean"``: expectations ``E[x_0 | x_n]``, which the ambient
-            term teaches, because draws would have to pass levels of which nothing is known yet, and noise that they
-            keep goes away only slowly; ``"draw"``: draws all the same, where clean items or consistency have taught
-            these levels before.
+        sampler: Solver of the draws; of its levels only their number counts, because they go down to a twentieth of
+            each item's ``sigma_n``. :class:`DPMSolverPP2M` with 10 when absent. Stochastic solvers, as published, must
+            scatter right to a percent, because what is missing or too much adds up from round to round:
+            :class:`SDEDPMSolverPP2M` with 24.
+        draw_start: Share of the training after which draws are made. Before, expectations ``E[x_0 | x_n]`` stand in for
+            them, which the other terms teach: draws would have to pass levels of which nothing is known yet, and noise
+            that they keep goes away only slowly.
         round_steps: Renew the buffer in rounds of so many steps: what is drawn in one comes into use with the next
             (2405.13712, 2502.05446). Draws come into use at once when null.
         on_cpu: Keep the buffer in the main memory.
@@ -73,20 +75,20 @@ class PosteriorReplay(Term):
         start: float = 0.5,
         ramp: float = 0.1,
         share: float = 0.5,
-        capacity: int = 1024,
+        capacity: int = 2048,
         refresh: float = 0.125,
         sampler: Sampler | None = None,
-        first: Literal["mean", "draw"] = "mean",
+        draw_start: float = 0.75,
         round_steps: int | None = None,
         on_cpu: bool = False,
         levels: LevelDistribution | None = None,
         stable: bool = False,
     ) -> None:
         super().__init__(weight, start, ramp)
-        if share <= 0 or capacity < 1 or not 0 < refresh <= 1:
+        if share <= 0 or capacity < 1 or not 0 < refresh <= 1 or not 0 <= draw_start <= 1:
             raise UserError(
-                "PosteriorReplay needs share > 0, capacity >= 1 and refresh in (0, 1], not "
-                f"share = {share}, capacity = {capacity}, refresh = {refresh}"
+                "PosteriorReplay needs share > 0, capacity >= 1, refresh in (0, 1] and draw_start in [0, 1], not "
+                f"share = {share}, capacity = {capacity}, refresh = {refresh}, draw_start = {draw_start}"
             )
         self.every = round(1 / refresh)
         if round_steps is not None and round_steps < self.every:
@@ -95,8 +97,8 @@ class PosteriorReplay(Term):
                 f"{refresh:g} give at least {self.every}, or null for no rounds"
             )
         self.share = share
-        self.sampler = sampler
-        self.first = first
+        self.sampler = DPMSolverPP2M(10) if sampler is None else sampler
+        self.draw_start = draw_start
         self.round_steps = round_steps
         self.levels = LogNormal() if levels is None else levels
         self.stable = stable
@@ -116,12 +118,10 @@ class PosteriorReplay(Term):
         level = step.item_level.clamp(min=self.floor)
         # Noise that differs between pixels is first made equal; otherwise this adds nothing.
         x = perturb(step.x_n, step.sigma_n, level, step.noise)
-        if self.first == "mean" and not self.buffer.is_full:
+        if step.progress < self.draw_start:
             with torch.no_grad():
                 return step.teacher(x, level)
-        if self.sampler is not None:
-            return self.sampler(step.teacher, x, self.sampler.levels(start=level), step.noise)
-        return SDEDPMSolverPP2M()(step.teacher, x, edm_levels(24, level / 20, level), step.noise)
+        return self.sampler(step.teacher, x, edm_levels(self.sampler.steps, level / _LAST, level), step.noise)
 
     def _renew(self, step: Step) -> None:
         if self.round_steps and self.upcoming.written and self.steps % self.round_steps == 0:

@@ -29,6 +29,7 @@ class Step:
         teacher: Denoiser for draws without gradient: the EMA's where there is one.
         sigma_data: Standard deviation of the clean data.
         generator: Source of every random number of this step.
+        progress: Share of the training that is done, in [0, 1].
         room: Number of items, the first ones, for which the first term of an objective may ask the denoiser; all when
             ``None``.
     """
@@ -38,6 +39,7 @@ class Step:
     teacher: DenoiserLike
     sigma_data: Tensor
     generator: torch.Generator | None = None
+    progress: float = 1.0
     room: int | None = None
 
     @property
