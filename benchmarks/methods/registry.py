@@ -68,7 +68,7 @@ METHODS = {
     "denoised": Method("denoised by Noise2Score, then score matching", "naive", data="denoised", first="ambient"),
     "sure": Method("denoised by SURE, then score matching", "naive", data="denoised", first="sure"),
     "default": Method("default", "default"),
-    "distilled": Method("ambient, distilled", "ambient", distilled=True),
+    "distilled": Method("ambient, stable, distilled", "ambient", {"ambient.stable": True}, distilled=True),
     "ambient_1": Method("ambient, 1 % clean", "ambient", clean_fraction=0.01),
     "default_1": Method("default, 1 % clean", "default", clean_fraction=0.01),
     "ambient_10": Method("ambient, 10 % clean", "ambient", clean_fraction=0.1),
