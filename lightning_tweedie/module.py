@@ -61,7 +61,7 @@ class TweedieModule(LightningModule):
         # are live objects, which do not belong into a checkpoint.
         self.save_hyperparameters(logger=False)
         for name, value in list(self.hparams.items()):
-            if isinstance(value, nn.Module) or callable(value):
+            if not isinstance(value, bool | int | float | str | list | tuple | dict | None):
                 del self.hparams[name]
         self.denoiser = denoiser
         self.objective = Objective() if objective is None else objective
@@ -120,8 +120,9 @@ class TweedieModule(LightningModule):
             raise UserError(f"the network turns shape {shape} into {tuple(answer.shape[1:])}: they must be equal")
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401
-        """The optimiser over the live denoiser, with its schedule."""
-        optimizer = self.optimizer(self.denoiser.parameters())
+        """The optimiser over the live denoiser and what the objective learns beside it, with its schedule."""
+        beside = [parameter for parameter in self.objective.parameters() if parameter.requires_grad]
+        optimizer = self.optimizer([*self.denoiser.parameters(), *beside])
         self._optimizer_settings = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
         if self.lr_scheduler is None:
             return optimizer

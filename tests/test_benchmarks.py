@@ -62,6 +62,17 @@ def test_every_method_has_its_objective() -> None:
     assert "consistency" not in ambient.terms
 
 
+def test_a_generator_is_measured_by_its_samples_alone() -> None:
+    from cells import Cell
+    from oracle import run_oracle
+
+    found = run_oracle(Cell("ring", "distilled", 0, 20, 32))
+    assert {way: set(metrics) for way, metrics in found["measured"].items()} == {
+        "one step": {"sliced_wasserstein", "spread"}
+    }
+    assert found["seconds_per_step"] > 0
+
+
 def test_nonlocal_means_takes_noise_away() -> None:
     from images import nonlocal_means
 

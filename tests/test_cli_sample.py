@@ -18,6 +18,7 @@ from lightning_tweedie.denoiser import Denoiser
 from lightning_tweedie.errors import UserError
 from lightning_tweedie.module import TweedieModule
 from lightning_tweedie.networks import MLP
+from lightning_tweedie.randomness import SampleNoise
 from lightning_tweedie.sampling import Heun, SDEDPMSolverPP2M, one_step, posterior_samples, sample
 
 
@@ -63,6 +64,15 @@ def test_truncated(ckpt: Path, tmp_path: Path) -> None:
     made = samples(ckpt, tmp_path / "out", "--num", "2", "--truncated")
     expected = sample(load_denoiser(ckpt).denoiser, (2, 1, 28, 28), Heun(steps=4), truncate_at=0.5)
     np.testing.assert_array_equal(made, expected.numpy())
+
+
+def test_one_step_from_a_given_level(ckpt: Path, tmp_path: Path) -> None:
+    """How a distilled generator is sampled: what the denoiser answers to noise of that level."""
+    made = samples(ckpt, tmp_path / "out", "--num", "2", "--steps", "1", "--sigma_max", "2.5")
+    noise = SampleNoise(0, range(2)).normal((1, 28, 28))
+    with torch.no_grad():
+        expected = load_denoiser(ckpt).denoiser(2.5 * noise, 2.5)
+    np.testing.assert_allclose(made, expected.numpy(), atol=1e-6)
 
 
 def test_nothing_is_overwritten_unasked(ckpt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

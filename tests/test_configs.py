@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from command_line import CONFIGS, DIGITS
+from command_line import CONFIGS, DIGITS, run
 from PIL import Image
 
 from lightning_tweedie.cli import main
@@ -29,6 +29,7 @@ NETWORK = ["--model.denoiser.backbone.init_args.width=16", "--data.init_args.bat
 UNET = [*NETWORK, "--model.denoiser.backbone.init_args.blocks=1"]
 SMALL = {
     "ring": [*NETWORK, "--data.init_args.items=2600"],
+    "ring_distilled": ["--data.init_args.items=2600", "--data.init_args.batch_size=4"],
     "demo": UNET,
     "fashion_mnist": UNET,
     "cifar10": UNET,
@@ -80,7 +81,10 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]
     for i in range(24):
         pixels = torch.randint(0, 256, (70, 80 + i, 3), generator=generator, dtype=torch.uint8)
         Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
-    return {"folder": [f"--data.init_args.root={folder}"]}
+    return {
+        "folder": [f"--data.init_args.root={folder}"],
+        "ring_distilled": [f"--model.teacher={tmp_path / 'teacher/ring/fit_0/checkpoints/last.ckpt'}"],
+    }
 
 
 @pytest.mark.parametrize("name", names("experiment"))
@@ -93,6 +97,8 @@ def test_experiment(name: str, tmp_path: Path, data: dict[str, list[str]]) -> No
         callback["init_args"] = {**callback.get("init_args", {}), **FEW[callback["class_path"].rpartition(".")[2]]}
     (tmp_path / "few.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": config["trainer"]["callbacks"]}}))
     options += ["--config", str(tmp_path / "few.yaml"), "--runs", str(tmp_path / "runs")]
+    if name == "ring_distilled":
+        assert run(tmp_path, "fit", "--runs", str(tmp_path / "teacher")) == 0
     assert main(["fit", *options, *SMALL[name], *data.get(name, [])]) == 0
     (directory,) = tmp_path.glob("runs/*/fit_0")
     assert directory.parent.name == config["name"] == name

@@ -107,7 +107,8 @@ PRESETS = {
     "small": Preset(
         title="Methods on Fashion-MNIST",
         problems=("fashion_mnist@0.2", "fashion_mnist@0.5", "fashion_mnist@1"),
-        methods=tuple(METHODS),
+        # Distillation is tried where the answer is known.
+        methods=tuple(name for name in METHODS if name != "distilled"),
         steps=1500,
         batch=32,
         seeds=1,

@@ -18,15 +18,17 @@ from tqdm import tqdm
 from lightning_tweedie.denoiser import Denoiser
 from lightning_tweedie.ema import EMA
 from lightning_tweedie.networks import MLP
-from lightning_tweedie.objectives import Objective
+from lightning_tweedie.objectives import Objective, ScoreDistillation
 from lightning_tweedie.randomness import step_generator
-from lightning_tweedie.sampling import Heun, one_step, sample
+from lightning_tweedie.sampling import Euler, Heun, Sampler, one_step, sample
 
 __all__ = ["evaluate", "run_oracle"]
 
 LEARNING_RATE = 4e-3
 TEACHER = 15
 """Half-life of the average that teaches, in steps."""
+GENERATOR = Euler(steps=1, sigma_max=2.5)
+"""How a distilled generator makes samples."""
 TEST = 10_000
 """Fresh points at each level, and samples."""
 SOLVER = Heun(40)
@@ -43,18 +45,28 @@ def noisy_data(problem: Problem, sigma_n: float, kind: str, clean_fraction: floa
 
 
 def train(
-    problem: Problem, objective: Objective, data: Tensor, levels: Tensor, steps: int, batch: int, seed: int
+    problem: Problem,
+    objective: Objective,
+    data: Tensor,
+    levels: Tensor,
+    steps: int,
+    batch: int,
+    seed: int,
+    start: Denoiser | None = None,
 ) -> tuple[Denoiser, float]:
-    """Trains one network.
+    """Trains one network, from the weights of another if one is given.
 
     Returns:
         Its average, and the seconds of processor time that a step took.
     """
     torch.manual_seed(seed)
     denoiser = Denoiser(MLP(problem.dim, width=256, depth=3), sigma_data=problem.sigma_data)
+    if start is not None:
+        denoiser.load_state_dict(start.state_dict())
     ema = EMA([steps / 60, TEACHER])
     ema.attach(denoiser)
-    optimizer = torch.optim.Adam(denoiser.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99))
+    learnt = [*denoiser.parameters(), *(weight for weight in objective.parameters() if weight.requires_grad)]
+    optimizer = torch.optim.Adam(learnt, lr=LEARNING_RATE, betas=(0.9, 0.99))
     # Constant, with a short rise and a fall over the last fifth.
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / 200, (steps - step) / (0.2 * steps))
@@ -68,7 +80,7 @@ def train(
         )
         optimizer.zero_grad()
         losses.total.backward()
-        torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(learnt, 1.0)
         optimizer.step()
         schedule.step()
         ema.update(denoiser)
@@ -76,18 +88,20 @@ def train(
 
 
 @torch.no_grad()
-def evaluate(problem: Problem, denoise: Callable[[Tensor, Tensor], Tensor], samples: Tensor, seed: int) -> dict:
+def evaluate(
+    problem: Problem, denoise: Callable[[Tensor, Tensor], Tensor] | None, samples: Tensor, seed: int
+) -> dict[str, float]:
     """Excess risk at each level on fresh points, distance of the samples from fresh data, and their spread.
 
     Args:
         problem: The truth.
-        denoise: The denoiser.
+        denoise: The denoiser; without one there is no risk.
         samples: Samples ``(N, D)``.
         seed: Of the fresh points.
     """
     generator = torch.Generator().manual_seed(10_000 + seed)
     row = {}
-    for sigma in problem.levels:
+    for sigma in problem.levels if denoise is not None else ():
         x_0 = problem.oracle.sample(TEST, generator)
         x = x_0 + sigma * torch.randn(x_0.shape, generator=generator)
         exact, level = problem.oracle(x, sigma), torch.full((TEST,), sigma)
@@ -120,21 +134,31 @@ def run_oracle(cell: Cell) -> dict[str, Any]:
     sigma_n = 0.0 if method.data == "clean" else problem.sigma_n
     data, levels = noisy_data(problem, sigma_n, kind if sigma_n else "", method.clean_fraction, cell.seed)
     steps, seconds = cell.steps, 0.0
-    if method.first is not None:
+    if method.first is not None or method.distilled:
         steps -= cell.steps // 2
+    if method.first is not None:
         objective = make_objective(method.first, {})
         first, per_step = train(problem, objective, data, levels, cell.steps // 2, cell.batch, cell.seed)
         data, levels = one_step(first, data, levels), torch.zeros_like(levels)
         seconds = per_step * (cell.steps // 2)
     objective = make_objective(method.objective, method.settings)
     denoiser, per_step = train(problem, objective, data, levels, steps, cell.batch, cell.seed)
+    if method.distilled:
+        seconds = per_step * steps
+        steps = cell.steps - steps
+        objective = ScoreDistillation(denoiser, GENERATOR.sigma_max, stable=True)
+        denoiser, per_step = train(problem, objective, data, levels, steps, cell.batch, cell.seed, denoiser)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    error, measured = restored(problem, denoiser, kind, cell.seed), {}
-    for sampling in ("full", "truncated") if method.truncated else ("full",):
-        stop = problem.sigma_n if sampling == "truncated" else None
-        samples = sample(denoiser, (TEST, problem.dim), SOLVER, seed=cell.seed, truncate_at=stop)
-        metrics = {"restored": error} | evaluate(problem, denoiser, samples, cell.seed)
-        measured[sampling] = {name: round(value, 6) for name, value in metrics.items()}
+    measured, error, denoise = {}, {}, None
+    ways: dict[str, tuple[Sampler, float | None]] = {"one step": (GENERATOR, None)}
+    if not method.distilled:
+        # A generator's answers are samples, not estimates.
+        error, denoise = {"restored": restored(problem, denoiser, kind, cell.seed)}, denoiser
+        ways = {"full": (SOLVER, None)} | ({"truncated": (SOLVER, problem.sigma_n)} if method.truncated else {})
+    for way, (sampler, stop) in ways.items():
+        samples = sample(denoiser, (TEST, problem.dim), sampler, seed=cell.seed, truncate_at=stop)
+        metrics = error | evaluate(problem, denoise, samples, cell.seed)
+        measured[way] = {name: round(value, 6) for name, value in metrics.items()}
     return {
         "sigma_n": problem.sigma_n,
         "noise": NOISE[kind][0],

@@ -30,6 +30,7 @@ class Method:
         first: What denoises: the objective of a network that is trained before, for half of the steps, or
             ``nonlocal_means``, which is not trained.
         truncated: Measure truncated samples of the same network too.
+        distilled: Train for half of the steps, distil into a generator for the others, and measure that one's samples.
     """
 
     title: str
@@ -39,6 +40,7 @@ class Method:
     clean_fraction: float = 0.0
     first: str | None = None
     truncated: bool = False
+    distilled: bool = False
 
 
 METHODS = {
@@ -66,6 +68,7 @@ METHODS = {
     "denoised": Method("denoised by Noise2Score, then score matching", "naive", data="denoised", first="ambient"),
     "sure": Method("denoised by SURE, then score matching", "naive", data="denoised", first="sure"),
     "default": Method("default", "default"),
+    "distilled": Method("ambient, stable, distilled", "ambient", {"ambient.stable": True}, distilled=True),
     "ambient_1": Method("ambient, 1 % clean", "ambient", clean_fraction=0.01),
     "default_1": Method("default, 1 % clean", "default", clean_fraction=0.01),
     "ambient_10": Method("ambient, 10 % clean", "ambient", clean_fraction=0.1),

@@ -41,6 +41,8 @@ def heading(row: dict[str, Any]) -> str:
 
 def _value(rows: Rows, metric: str) -> str:
     """Mean over the seeds, and how far they scatter."""
+    if any(metric not in row["metrics"] for row in rows):
+        return "–"
     values = np.array([row["metrics"][metric] for row in rows])
     if not np.isfinite(values).all():
         return "diverged"

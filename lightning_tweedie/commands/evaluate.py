@@ -39,6 +39,7 @@ def evaluate(
     num_reference: int | None = None,
     sampler: str = "heun",
     steps: str = "18",
+    sigma_max: float = 80.0,
     sampling: str = "full",
     average: int = 0,
     num_restored: int = 64,
@@ -79,6 +80,7 @@ def evaluate(
         sampler: Solvers of the reverse process: heun, euler, dpmsolver++, ancestral,
             sde-dpmsolver++.
         steps: Numbers of noise levels.
+        sigma_max: The first of them. A distilled generator wants its sigma_init here, and one step.
         sampling: full, or truncated at the noise level of the training data, or both.
         average: Which weight average, in the order of ema.half_lives: 0 is the first.
         num_restored: How many held-out items are restored.
@@ -144,7 +146,12 @@ def evaluate(
                 for path in paths:
                     opening.check_training(path, module, "restoration" in wanted, processes)
             subjects += [
-                Samples(checkpoint, make_sampler(solver, count), way == "truncated", SAMPLES if num is None else num)  # type: ignore[arg-type]
+                Samples(
+                    checkpoint,
+                    make_sampler(solver, count, sigma_max),  # type: ignore[arg-type]
+                    way == "truncated",
+                    SAMPLES if num is None else num,
+                )
                 for checkpoint in checkpoints
                 for solver, count, way in product(solvers, levels, samplings)
             ]

@@ -27,6 +27,7 @@ def sample(
     seed: int = 0,
     sampler: SamplerName = "heun",
     steps: int = 18,
+    sigma_max: float = 80.0,
     truncated: bool = False,
     batch_size: int = 64,
     average: int = 0,
@@ -46,6 +47,7 @@ def sample(
         seed: Seed of the samples.
         sampler: Solver of the reverse process.
         steps: Number of noise levels.
+        sigma_max: The first of them. A distilled generator wants its sigma_init here, and one step.
         truncated: Stop at the noise level of the training data: blurred, but right without any training below it.
         batch_size: Samples made at once; changes the memory needed, not the samples.
         average: Which weight average, in the order of ema.half_lives: 0 is the first.
@@ -66,7 +68,7 @@ def sample(
     from lightning_tweedie.checkpoint import load_denoiser
 
     trained = load_denoiser(ckpt_path, allow or [], choose_device(device), average)
-    solver = make_sampler(sampler, steps)
+    solver = make_sampler(sampler, steps, sigma_max)
     folder = output_folder(out, overwrite)
     batches = []
     with tqdm(total=num, desc="sampling", unit="sample") as bar:

@@ -12,8 +12,8 @@ __all__ = ["SamplerName", "make_sampler"]
 SamplerName = Literal["heun", "euler", "dpmsolver++", "ancestral", "sde-dpmsolver++"]
 
 
-def make_sampler(name: SamplerName, steps: int) -> Sampler:
-    """The solver of that name with so many noise levels."""
+def make_sampler(name: SamplerName, steps: int, sigma_max: float = 80.0) -> Sampler:
+    """The solver of that name with so many noise levels from ``sigma_max`` down."""
     from lightning_tweedie.sampling import Ancestral, DPMSolverPP2M, Euler, Heun, SDEDPMSolverPP2M
 
     solvers: dict[SamplerName, type[Sampler]] = {
@@ -23,4 +23,4 @@ def make_sampler(name: SamplerName, steps: int) -> Sampler:
         "ancestral": Ancestral,
         "sde-dpmsolver++": SDEDPMSolverPP2M,
     }
-    return solvers[name](steps=steps)
+    return solvers[name](steps=steps, sigma_max=sigma_max)

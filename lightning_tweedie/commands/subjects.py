@@ -155,6 +155,7 @@ class Samples:
             trained.digest[:8],
             f"average{self.checkpoint.average}",
             f"{self.sampler.name}{self.sampler.steps}",
+            *([] if self.sampler.sigma_max == 80 else [f"from{self.sampler.sigma_max:g}"]),
             self._sampling,
             f"seed{work.seed}",
         )

@@ -4,6 +4,7 @@ from lightning_tweedie.objectives.ambient import AmbientScoreMatching
 from lightning_tweedie.objectives.consistency import Consistency
 from lightning_tweedie.objectives.objective import Losses, Objective
 from lightning_tweedie.objectives.replay import PosteriorReplay
+from lightning_tweedie.objectives.score_distillation import ScoreDistillation
 from lightning_tweedie.objectives.score_matching import ScoreMatching
 from lightning_tweedie.objectives.sure import Sure
 
@@ -13,6 +14,7 @@ __all__ = [
     "Losses",
     "Objective",
     "PosteriorReplay",
+    "ScoreDistillation",
     "ScoreMatching",
     "Sure",
 ]
