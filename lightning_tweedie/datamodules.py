@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -33,7 +33,9 @@ from lightning_tweedie.data.statistics import estimate_sigma_data
 from lightning_tweedie.data.toy import ring_sample
 from lightning_tweedie.data.transform import build_transform
 from lightning_tweedie.errors import UserError
-from lightning_tweedie.noise.sigma import item_sigmas, parse_sigma
+from lightning_tweedie.evaluation.noisy_images import NoisyView
+from lightning_tweedie.noise.estimation import estimate_of_set
+from lightning_tweedie.noise.sigma import AUTO, item_sigmas, parse_sigma
 from lightning_tweedie.randomness import item_generator
 
 __all__ = ["CIFAR10", "Digits", "FashionMNIST", "Images", "NoisyDataModule", "ToyMixture"]
@@ -67,7 +69,8 @@ class NoisyDataModule(LightningDataModule):
     Args:
         sigma: Noise level of the data, a standard deviation ``>= 0`` on the scale of data in [-1, 1] (8-bit units
             divided by 127.5): one number; or a range ``[lo, hi]`` from which each item's level is drawn, uniformly in
-            log sigma; or the path of a table (.npy, .csv, .txt) with one level for each item of ``train_set()``.
+            log sigma; or the path of a table (.npy, .csv, .txt) with one level for each item of ``train_set()``;
+            or ``auto``: the level of images that are noisy by nature (``inject`` is false) is estimated from them.
             Null only if ``inject`` is false and the items are pairs ``(x_n, sigma_n)``.
         batch_size: Items of a batch, on each process.
         num_workers: Worker processes that read the data; 0 is best for data in memory.
@@ -97,7 +100,13 @@ class NoisyDataModule(LightningDataModule):
         holdout: int = 500,
     ) -> None:
         super().__init__()
-        if sigma is not None:
+        if sigma == AUTO:
+            if inject:
+                raise UserError(
+                    "data.sigma = auto estimates the noise that is in the data, but data.inject is true: give the level "
+                    "of the noise to inject, or set data.inject to false"
+                )
+        elif sigma is not None:
             parsed = parse_sigma(sigma)
             if not inject and isinstance(parsed, tuple):
                 raise UserError(
@@ -246,11 +255,11 @@ class NoisyDataModule(LightningDataModule):
         make = partial(NoisyDataset, inject=self.inject, seed=self.seed, transform=self.transform)
         evaluation = partial(make, with_clean=True, augmentation=self.augmentation.for_evaluation())
         clean_fraction = self.clean_fraction
+        places = [i for i in range(len(base)) if i not in out]
+        if self.sigma == AUTO:
+            self.sigma = self._estimate(make(base, torch.zeros(len(base)), places=places))
         self._train = make(
-            base,
-            self._levels(len(base), clean_fraction),
-            places=[i for i in range(len(base)) if i not in out],
-            augmentation=self.augmentation,
+            base, self._levels(len(base), clean_fraction), places=places, augmentation=self.augmentation
         )
         if val is not None:
             self._val = evaluation(val, self._other_levels(len(val), "val"), stream="val/noise")
@@ -259,6 +268,30 @@ class NoisyDataModule(LightningDataModule):
             self._val = evaluation(base, self._levels(len(base)), places=kept_out)
         if test is not None:
             self._test = evaluation(test, self._other_levels(len(test), "test"), stream="test/noise")
+
+    def _estimate(self, images: NoisyDataset) -> float:
+        """The level of training data that are noisy by nature, the same on all processes."""
+        try:
+            estimate = estimate_of_set(NoisyView(images), self.seed)
+        except UserError as error:
+            raise UserError(f"data.sigma = auto: {error}") from None
+        if not estimate.whole:
+            raise UserError(
+                "data.sigma = auto: the noise is cut off at an end of the range nearly everywhere in the images, so that "
+                "its level cannot be told: give it as a number"
+            )
+        # More digits than are certain, but not so many that another processor would find others on resuming.
+        sigma = float(f"{estimate.sigma:.4g}")
+        if self.trainer is not None:
+            sigma = self.trainer.strategy.broadcast(sigma)
+            for logger in self.trainer.loggers:
+                logger.log_hyperparams({"estimated_sigma": sigma})
+        rank_zero_info(
+            f"data.sigma = auto: the noise in the training images is estimated as {sigma:.4g} +- "
+            f"{estimate.standard_error:.2g}, on the scale of [-1, 1]. `lightning_tweedie inspect` tests whether it is "
+            "white."
+        )
+        return sigma
 
     def _levels(self, count: int, clean_fraction: float = 0.0) -> Tensor | None:
         return None if self.sigma is None else item_sigmas(self.sigma, count, self.seed, clean_fraction)

@@ -16,10 +16,13 @@ from torch import Tensor
 from lightning_tweedie.errors import UserError
 from lightning_tweedie.randomness import item_generator
 
-__all__ = ["LARGEST_SIGMA", "Sigma", "item_sigmas", "parse_sigma"]
+__all__ = ["AUTO", "LARGEST_SIGMA", "Sigma", "item_sigmas", "parse_sigma"]
 
 #: What a user may write: one level, a range ``[lo, hi]``, or the path of a table.
 Sigma = float | Sequence[float] | str
+
+AUTO = "auto"
+"""What a user writes for a level that is to be estimated from the data, see :mod:`lightning_tweedie.noise.estimation`."""
 
 #: Data in [-1, 1] have at most variance 1, so here the noise has 25 times the power of the data or more: whoever
 #: writes a larger number almost surely means 8-bit units.
