@@ -23,6 +23,7 @@ COMMANDS = {
     "validate": (TRAINING, "evaluate a checkpoint on the validation data"),
     "test": (TRAINING, "evaluate a checkpoint on the test data"),
     "predict": (TRAINING, "write one-step estimates of a data module's data"),
+    "inspect": ("lightning_tweedie.commands.inspect", "look at noisy images before any training"),
     "sample": ("lightning_tweedie.commands.sample", "draw samples from a checkpoint"),
     "denoise": ("lightning_tweedie.commands.denoise", "restore noisy images with a checkpoint"),
     "evaluate": ("lightning_tweedie.commands.evaluate", "measure images, or what checkpoints make of noise"),

@@ -78,6 +78,11 @@ class Patches:
         parts = (part[rows] for part in (self.coefficients, self.low, self.high, self.image, self.unit))
         return Patches(*parts, values=self.values, images=self.images)
 
+    def first_channel(self) -> Patches:
+        """Those of the first channel alone, for grey images that were read as colour."""
+        first = (part[:, :1] for part in (self.coefficients, self.low, self.high))
+        return Patches(*first, image=self.image, unit=self.unit, values=self.values, images=self.images)
+
     @property
     def means(self) -> Tensor:
         """Mean of each patch, ``(N, C)``."""

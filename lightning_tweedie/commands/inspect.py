@@ -1,0 +1,64 @@
+"""`inspect`: a look at noisy images before any training."""
+
+from collections.abc import Sequence
+
+from lightning_tweedie.commands.function_cli import call_with
+from lightning_tweedie.commands.output import output_folder
+
+__all__ = ["inspect", "main"]
+
+
+def inspect(data: str, out: str, seed: int = 0, overwrite: bool = False) -> None:
+    """Looks at noisy images: what there is, how strong the noise is, and whether it is what training takes it for.
+
+    Writes a page (report.html, and as a picture report.png), all figures (report.json: `sigma` in `sigma_unit`, and
+    what else was found) and a configuration for these images (config.yaml) that `fit` trains as it is.
+
+    Args:
+        data: Folder of images, or a tar or zip archive of them. Comes first, then --data may be left out.
+        out: Folder for the report; it must be empty.
+        seed: Decides which part of a large set is looked at closely.
+        overwrite: Replace files of an earlier call.
+
+    Raises:
+        UserError: There are no images that can be read, or the folder is not empty.
+    """
+    import json
+
+    import torch
+    import yaml
+
+    from lightning_tweedie.files import write_whole
+    from lightning_tweedie.inspection.findings import examine
+    from lightning_tweedie.inspection.report import as_html, as_json, as_png
+    from lightning_tweedie.inspection.suggestion import suggest
+    from lightning_tweedie.inspection.survey import survey
+
+    folder = output_folder(out, overwrite)
+    found = survey(data, seed)
+    findings = examine(found, seed)
+    gpu = torch.cuda.is_available()
+    hardware = "with a GPU" if gpu else "without a GPU"
+    config = f"# For {found.root.name}, {hardware}. Every value may be changed.\n" + yaml.safe_dump(
+        suggest(found, findings.sigma, gpu), sort_keys=False
+    )
+    command = f"lightning_tweedie fit --config {folder / 'config.yaml'}"
+    report = {**as_json(found, findings), "config": str(folder / "config.yaml"), "seed": seed}
+    contents = {
+        "config.yaml": config.encode(),
+        "report.json": (json.dumps(report, indent=1) + "\n").encode(),
+        "report.png": as_png(found, findings),
+        "report.html": as_html(found, findings, config, command).encode(),
+    }
+    for name, content in contents.items():
+        write_whole(folder / name, content)
+    print(f"sigma {findings.sigma:.4g} +- {findings.estimate.standard_error:.2g} on the scale of [-1, 1]")
+    for warning in findings.warnings:
+        print(f"warning: {warning.text} {warning.remedy}")
+    print(f"Wrote {folder / 'report.html'}; to train: {command}")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs ``lightning_tweedie inspect``."""
+    named = not argv or argv[0].startswith("-")
+    call_with(inspect, argv if named else ["--data", *argv])

@@ -1,0 +1,172 @@
+"""Reads every image once. Nothing else in this package knows how images are stored."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lightning_tweedie.data.images import ImageArchive, ImageFolder
+from lightning_tweedie.errors import UserError
+from lightning_tweedie.noise.estimation import choose_images
+from lightning_tweedie.noise.patches import SIDE, Patches, take_patches
+
+__all__ = ["BINS", "Survey", "survey"]
+
+BINS = 128
+"""Of the histogram of values."""
+_SHOWN = 12
+
+
+@dataclass
+class Survey:
+    """What a set of images consists of.
+
+    Attributes:
+        root: The folder or the archive, as an absolute path.
+        count: Number of images that could be read.
+        unreadable: For each file that could not be read, what is wrong with it.
+        sizes: How many images there are of each (height, width).
+        kinds: How many there are of each type of numbers.
+        channels: 1 if all images are grey, else 3.
+        low: The smallest value.
+        high: The largest value.
+        edges: Edges of the histogram's bins, ``(BINS + 1,)``.
+        histogram: Share of the values in each bin, ``(BINS,)``.
+        names: Names of the images that ``patches`` are from.
+        patches: Patches of them.
+        shown: Some images, ``(C, H, W)`` in [-1, 1] but for the noise.
+    """
+
+    root: Path
+    count: int = 0
+    unreadable: dict[str, str] = field(default_factory=dict)
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    kinds: Counter[str] = field(default_factory=Counter)
+    channels: int = 1
+    low: float = float("inf")
+    high: float = float("-inf")
+    edges: Any = None
+    histogram: Any = None
+    names: list[str] = field(default_factory=list)
+    patches: Patches = None  # type: ignore[assignment]
+    shown: list[Tensor] = field(default_factory=list)
+
+    @property
+    def smallest(self) -> tuple[int, int]:
+        """The least height and the least width of any image."""
+        return min(h for h, _ in self.sizes), min(w for _, w in self.sizes)
+
+
+def survey(path: str | Path, seed: int = 0) -> Survey:
+    """Reads all images of a folder or an archive, and takes patches of them, or of as many as are enough.
+
+    Args:
+        path: The folder, or a tar or zip archive.
+        seed: Decides which images and patches are looked at closely.
+
+    Raises:
+        UserError: There is no such place, no image in it can be read, or none has 8 x 8 pixels.
+    """
+    place = Path(path).expanduser()
+    if not place.exists():
+        raise UserError(f"{str(path)!r} does not exist: give a folder or an archive of images")
+    images = ImageArchive(place) if place.is_file() else ImageFolder(place)
+    found = Survey(place.resolve())
+    chosen = choose_images(len(images), 3, seed)
+    found.patches = take_patches(_read_all(images, found, {*chosen}), len(chosen), seed)
+    if found.channels == 1:
+        found.patches = found.patches.first_channel()
+    values = found.patches.values
+    counts, edges = np.histogram(values.numpy(), bins=BINS)
+    found.edges, found.histogram = edges, counts / max(1, counts.sum())
+    return found
+
+
+def _read_all(images: ImageFolder | ImageArchive, found: Survey, chosen: set[int]) -> Iterator[Tensor]:
+    """Reads all images, notes what they are, and hands on those of which patches are taken."""
+    from tqdm import tqdm
+
+    reasons = []
+    for number in tqdm(range(len(images)), desc="reading", unit="image"):
+        name = images.names[number]
+        try:
+            kind, image = _kind(images, number), _read(images, number)
+            if not bool(image.isfinite().all()):
+                raise UserError(f"the image {name} has values that are not finite: mend or remove the file")
+        except UserError as error:
+            found.unreadable[name] = str(error)
+            reasons.append(str(error))
+            continue
+        found.count += 1
+        found.kinds[kind] += 1
+        found.sizes[(image.shape[1], image.shape[2])] += 1
+        found.low, found.high = min(found.low, float(image.min())), max(found.high, float(image.max()))
+        if image.shape[0] == 3 and not bool((image == image[:1]).all()):
+            found.channels = 3
+        if len(found.shown) < _SHOWN:
+            found.shown.append(image)
+        if number in chosen and min(image.shape[1:]) >= SIDE:
+            found.names.append(name)
+            yield image.expand(3, -1, -1)
+    if not found.count:
+        raise UserError(f"none of the {len(images)} images can be read, the first one because {reasons[0]}")
+    if not found.names:
+        raise UserError(
+            f"the images have fewer than {SIDE} x {SIDE} pixels, too few to tell noise from image: give larger ones"
+        )
+
+
+def _read(images: ImageFolder | ImageArchive, number: int) -> Tensor:
+    """One image; floats in files are not turned from grey to colour by the reader."""
+    try:
+        images.channels = 3
+        return images[number]
+    except UserError as error:
+        if not images.names[number].lower().endswith(".npy"):
+            raise
+        try:
+            images.channels = 1
+            return images[number]
+        except UserError:
+            raise error from None
+
+
+_MODES = {
+    **{"1": "1-bit", "L": "8-bit grey", "LA": "8-bit grey with transparency", "P": "8-bit palette"},
+    **{"RGB": "8-bit colour", "RGBA": "8-bit colour with transparency", "I": "16-bit grey", "F": "32-bit float"},
+}
+
+
+def _kind(images: ImageFolder | ImageArchive, number: int) -> str:
+    """What sort of numbers a file holds."""
+    name = images.names[number]
+    content: Any = (
+        images.root / name if isinstance(images, ImageFolder) else io.BytesIO(images._contents[number])
+    )
+    try:
+        if name.lower().endswith(".npy"):
+            kind = np.load(content, allow_pickle=False).dtype
+            return f"{kind}"
+        with Image.open(content) as image:
+            return "16-bit grey" if image.mode.startswith("I;16") else _MODES.get(image.mode, image.mode)
+    except Exception:  # noqa: BLE001 - the reader says what is wrong
+        return "unreadable"
+
+
+def stacked(images: list[Tensor]) -> Tensor:
+    """Images cut to the smallest among them, from their middle, as one tensor."""
+    height, width = (min(image.shape[axis] for image in images) for axis in (1, 2))
+    parts = []
+    for image in images:
+        top, left = (image.shape[1] - height) // 2, (image.shape[2] - width) // 2
+        parts.append(image[:, top : top + height, left : left + width].expand(3, -1, -1))
+    return torch.stack(parts)
