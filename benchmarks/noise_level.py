@@ -1,6 +1,6 @@
 """How well the level of white noise is estimated from noisy images alone, by method, level and data.
 
-Methods:
+These methods are compared:
 
 * ``ours``: lightning_tweedie.noise.estimation, all images pooled;
 * ``ours, median``: its estimates from single images;
@@ -9,8 +9,8 @@ Methods:
 * ``chen, pooled``: the same of the patches of all images;
 * ``eigenvalue``: the smallest eigenvalue of that covariance.
 
-Clean images are cut into 64 x 64 pixels and noise is added, on the scale of 8-bit levels; stored as floats, or rounded and
-cut off at 0 and 255. The table shows (estimate - truth) / truth, the mean over the seeds.
+Clean images are cut into 64 x 64 pixels and noise is added, on the scale of 8-bit levels; stored as floats, or rounded
+and cut off at 0 and 255. The table shows (estimate - truth) / truth, the mean over the seeds.
 
     python benchmarks/noise_level.py --out docs/results/noise_level.json
 """
@@ -164,16 +164,18 @@ def main() -> None:
                 if method == "standard_error":
                     row["ours, standard error"] = round(float(values.mean()), 4)
                 else:
-                    row[method] = round(float(values.mean()) - 1, 4)
+                    row[method] = round(float(values.mean()) - 1, 4) if np.isfinite(values).all() else None
             spread = np.std([each["ours"] for each in found], ddof=1) / sigma if args.seeds > 1 else None
             rows.append(row | {"ours, standard deviation": None if spread is None else round(float(spread), 4)})
     methods = ["ours", "ours, median", "wavelets", "chen", "chen, pooled", "eigenvalue"]
     print("| data | n | sigma | stored as | " + " | ".join(methods) + " |")
     print("|" + "---|" * (4 + len(methods)))
     for row in rows:
-        bias = " | ".join(f"{100 * row[method]:+.1f} %" for method in methods)
+        bias = " | ".join("" if row[method] is None else f"{100 * row[method]:+.1f} %" for method in methods)
         print(f"| {row['data']} | {row['n']} | {row['sigma']:g} | {row['stored']} | {bias} |")
-    command = f"python benchmarks/noise_level.py --seeds {args.seeds}" + (" --folder ..." if args.folder else "")
+    command = f"python benchmarks/noise_level.py --seeds {args.seeds}" + (
+        f" --folder {Path(args.folder).name}" if args.folder else ""
+    )
     device = f"{args.threads} {platform.machine()} core(s)"
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)

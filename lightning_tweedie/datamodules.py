@@ -103,8 +103,8 @@ class NoisyDataModule(LightningDataModule):
         if sigma == AUTO:
             if inject:
                 raise UserError(
-                    "data.sigma = auto estimates the noise that is in the data, but data.inject is true: give the level "
-                    "of the noise to inject, or set data.inject to false"
+                    "data.sigma = auto estimates the noise that is in the data, but data.inject is true: give the "
+                    "level of the noise to inject, or set data.inject to false"
                 )
         elif sigma is not None:
             parsed = parse_sigma(sigma)
@@ -258,9 +258,7 @@ class NoisyDataModule(LightningDataModule):
         places = [i for i in range(len(base)) if i not in out]
         if self.sigma == AUTO:
             self.sigma = self._estimate(make(base, torch.zeros(len(base)), places=places))
-        self._train = make(
-            base, self._levels(len(base), clean_fraction), places=places, augmentation=self.augmentation
-        )
+        self._train = make(base, self._levels(len(base), clean_fraction), places=places, augmentation=self.augmentation)
         if val is not None:
             self._val = evaluation(val, self._other_levels(len(val), "val"), stream="val/noise")
         elif kept_out:
@@ -277,8 +275,8 @@ class NoisyDataModule(LightningDataModule):
             raise UserError(f"data.sigma = auto: {error}") from None
         if not estimate.whole:
             raise UserError(
-                "data.sigma = auto: the noise is cut off at an end of the range nearly everywhere in the images, so that "
-                "its level cannot be told: give it as a number"
+                "data.sigma = auto: the noise is cut off at an end of the range nearly everywhere in the images, so "
+                "that its level cannot be told: give it as a number"
             )
         # More digits than are certain, but not so many that another processor would find others on resuming.
         sigma = float(f"{estimate.sigma:.4g}")

@@ -110,7 +110,9 @@ def test_larger_images_of_different_sizes_in_an_archive(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("gpu", [False, True])
-@pytest.mark.parametrize("size", [(8, 8), (9, 13), (28, 28), (32, 32), (47, 64), (64, 64), (65, 65), (70, 20), (500, 300)])
+@pytest.mark.parametrize(
+    "size", [(8, 8), (9, 13), (28, 28), (32, 32), (47, 64), (64, 64), (65, 65), (70, 20), (500, 300)]
+)
 def test_the_network_fits_images_of_any_size(size: tuple[int, int], gpu: bool) -> None:
     from lightning_tweedie.networks import UNet
 

@@ -1,4 +1,4 @@
-"""`data.sigma: auto`: the level of noisy training images is estimated, recorded, and the same on resuming and all ranks."""
+"""`data.sigma: auto`: the level of noisy images is estimated, recorded, and the same on resuming and on all ranks."""
 
 import logging
 import re
@@ -28,7 +28,9 @@ class Slopes(NoisyDataModule):
         generator = torch.Generator().manual_seed(0)
         ramp = torch.linspace(-1, 1, self.side).expand(60, 1, self.side, self.side)
         noisy = ramp * torch.rand(60, 1, 1, 1, generator=generator)
-        return ArrayDataset((noisy + SIGMA * torch.randn(noisy.shape, generator=generator)).clamp(-self.clip, self.clip))
+        return ArrayDataset(
+            (noisy + SIGMA * torch.randn(noisy.shape, generator=generator)).clamp(-self.clip, self.clip)
+        )
 
 
 def module(kind: type[Slopes] = Slopes, **settings: object) -> Slopes:

@@ -52,7 +52,7 @@ def inspect(data: str, out: str, seed: int = 0, overwrite: bool = False) -> None
     }
     for name, content in contents.items():
         write_whole(folder / name, content)
-    print(f"sigma {findings.sigma:.4g} +- {findings.estimate.standard_error:.2g} on the scale of [-1, 1]")
+    print(f"sigma {findings.sigma:.4g} +- {findings.standard_error:.2g} on the scale of [-1, 1]")
     for warning in findings.warnings:
         print(f"warning: {warning.text} {warning.remedy}")
     print(f"Wrote {folder / 'report.html'}; to train: {command}")

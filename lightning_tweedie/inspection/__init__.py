@@ -1,1 +1,1 @@
-"""A look at noisy images before any training: what there is, how noisy, and whether the noise is what training expects."""
+"""A look at noisy images before any training: what there is, how noisy, and is the noise what training expects?"""

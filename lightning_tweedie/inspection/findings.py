@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from lightning_tweedie.inspection.survey import Survey
 from lightning_tweedie.noise.assumptions import (
     ChannelCorrelation,
@@ -49,6 +51,8 @@ class Findings:
         sigma: Standard deviation of the noise in a pixel, on the scale of data in [-1, 1]; where the variance differs,
             the root of its mean.
         estimate: The estimate for white noise, with its uncertainty.
+        standard_error: Of ``sigma``.
+        per_image: Sigma of each image, ``(I,)``.
         whiteness: None where it could not be tested, as the next two.
         signal: How the variance depends on the brightness.
         channels: None also where there is one channel.
@@ -59,6 +63,8 @@ class Findings:
 
     sigma: float
     estimate: NoiseEstimate
+    standard_error: float
+    per_image: Tensor
     whiteness: Whiteness | None
     signal: SignalDependence | None
     channels: ChannelCorrelation | None
@@ -88,12 +94,19 @@ def examine(found: Survey, seed: int = 0) -> Findings:
         white = whiteness(patches, seed)
         channels = channel_correlation(patches, seed)
         signal = None if white.fault else signal_dependence(patches, seed)
-    sigma = estimate.sigma
+    sigma, scale = estimate.sigma, 1.0
     if white is not None and white.sigma is not None:
-        sigma = white.sigma
+        sigma, scale = white.sigma, white.sigma / max(sigma, 1e-12)
     elif signal is not None and signal.fault:
         sigma = (sum(signal.variances) / len(signal.variances)) ** 0.5
-    findings = Findings(sigma, estimate, white, signal, channels, cut, rounded, [])
+    findings = Findings(
+        sigma,
+        estimate,
+        scale * estimate.standard_error,
+        scale * estimate.per_image,
+        *(white, signal, channels, cut, rounded),
+        warnings=[],
+    )
     findings.warnings.extend(_about_files(found))
     findings.warnings.extend(_about_noise(findings))
     return findings

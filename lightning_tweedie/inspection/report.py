@@ -49,7 +49,7 @@ def as_json(found: Survey, findings: Findings) -> dict[str, Any]:
         ``sigma`` in ``sigma_unit``, ``sigma_standard_error``, ``sigma_8_bit`` (the same in steps of 8-bit images),
         ``warnings`` and so on; null for what could not be told.
     """
-    own = findings.estimate.per_image.double().numpy()
+    own = findings.per_image.double().numpy()
     known = own[np.isfinite(own)]
     marks = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
     spread = {name: float(np.quantile(known, mark)) for name, mark in marks.items()} if len(known) else None
@@ -65,7 +65,7 @@ def as_json(found: Survey, findings: Findings) -> dict[str, Any]:
             "data": str(found.root),
             "sigma": findings.sigma,
             "sigma_unit": UNIT,
-            "sigma_standard_error": findings.estimate.standard_error,
+            "sigma_standard_error": findings.standard_error,
             "sigma_8_bit": findings.sigma * 127.5,
             "sigma_if_white": findings.estimate.sigma,
             "sigma_spread_over_images": spread,
@@ -88,8 +88,7 @@ def _facts(found: Survey, findings: Findings) -> list[tuple[str, str]]:
     """What and how much, a line each."""
     sizes = ", ".join(f"{n} of {h} x {w}" for (h, w), n in found.sizes.most_common(4))
     more = len(found.sizes) - 4
-    estimate = findings.estimate
-    own = estimate.per_image[estimate.per_image.isfinite()].double()
+    own = findings.per_image[findings.per_image.isfinite()].double()
     lines = [
         ("images", f"{found.count:,}" + (f", and {len(found.unreadable)} unreadable" if found.unreadable else "")),
         ("sizes", sizes + (f" and {more} other sizes" if more > 0 else "")),
@@ -98,7 +97,7 @@ def _facts(found: Survey, findings: Findings) -> list[tuple[str, str]]:
         ("values", f"{found.low:.3g} to {found.high:.3g}, on the scale of [-1, 1]"),
         (
             "sigma",
-            f"{findings.sigma:.4g} +- {estimate.standard_error:.2g} on the scale of [-1, 1], "
+            f"{findings.sigma:.4g} +- {findings.standard_error:.2g} on the scale of [-1, 1], "
             f"{findings.sigma * 127.5:.3g} in steps of 8-bit images",
         ),
     ]
@@ -123,7 +122,9 @@ def _verdicts(findings: Findings) -> list[tuple[str, str, bool]]:
         values = ", ".join(f"{value:.2f}" for value in channels.correlation)
         rows.append(("independent between channels", f"correlation {values}", channels.fault))
     rows.append(("not cut off", f"{100 * cut.at_low:.2g} % and {100 * cut.at_high:.2g} % at the ends", cut.fault))
-    step = "no steps" if rounded.step is None else f"steps of {rounded.step:.3g}, {100 * rounded.share:.2g} % of variance"
+    step = (
+        "no steps" if rounded.step is None else f"steps of {rounded.step:.3g}, {100 * rounded.share:.2g} % of variance"
+    )
     rows.append(("not rounded", step, rounded.fault))
     return rows
 
@@ -158,12 +159,14 @@ def _plots(figure: Figure | SubFigure, found: Survey, findings: Findings) -> Non
         correlation.bar(lags - 0.18, rows, 0.34, color=_INK, label="along rows")
         correlation.bar(lags + 0.18, columns, 0.34, color=_LIGHT, label="along columns")
         correlation.axhline(0, color="black", linewidth=0.6)
-        correlation.set(ylim=(min(-0.2, *map(min, white.autocorrelation)) - 0.05, 1), xlim=(0.5, LAGS + 0.5), xticks=lags)
+        correlation.set(
+            ylim=(min(-0.2, *map(min, white.autocorrelation)) - 0.05, 1), xlim=(0.5, LAGS + 0.5), xticks=lags
+        )
         correlation.set_xlabel("lag, pixels")
         correlation.legend(fontsize=7)
     correlation.set_title("autocorrelation of the noise", fontsize=9)
 
-    known = findings.estimate.per_image[findings.estimate.per_image.isfinite()].numpy()
+    known = findings.per_image[findings.per_image.isfinite()].numpy()
     if len(known):
         top = max(3 * findings.sigma, float(np.quantile(known, 0.9)))
         own.hist(np.minimum(known, top), bins=40, color=_INK)
@@ -205,10 +208,10 @@ def as_png(found: Survey, findings: Findings, summary: bool = True) -> bytes:
     canvas = FigureCanvasAgg(figure)
     body: Figure | SubFigure = figure
     if text:
-        top, body = figure.subfigures(2, 1, height_ratios=[head, 3.1])
+        top, body = figure.subfigures(2, 1, height_ratios=[head, 3.1])  # type: ignore[misc]
         for number, (line, bold) in enumerate(text):
             y = 1 - (number + 0.8) * 0.2 / head
-            colour = _ALERT if bold and line.startswith("!") else "black"
+            colour = _ALERT if bold and number and findings.warnings else "black"
             top.text(0.012, y, line, fontsize=9.5, va="center", weight="bold" if bold else "normal", color=colour)
     _plots(body, found, findings)
     file = io.BytesIO()
@@ -229,13 +232,15 @@ _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
 body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em; color: #222 }}
 table {{ border-collapse: collapse; margin: 1em 0 }} td, th {{ padding: .2em 1.2em .2em 0; text-align: left }}
-tr {{ border-top: 1px solid #ddd; vertical-align: top }} img {{ max-width: 100% }} pre {{ background: #f5f5f5; padding: 1em }}
+tr {{ border-top: 1px solid #ddd; vertical-align: top }} img {{ max-width: 100% }}
+pre {{ background: #f5f5f5; padding: 1em }}
 .warning {{ border-left: 4px solid #cc6677; padding: .1em 1em; margin: 1em 0; background: #fdf3f4 }}
 .fault {{ color: #aa3344; font-weight: bold }}
 </style></head><body><h1>{title}</h1>
 {warnings}
 <h2>What there is</h2><table>{facts}</table>
-<p><img alt="Images, values, variance by brightness, autocorrelation and sigma by image" src="data:image/png;base64,{plots}"></p>
+<p><img alt="Images, values, variance by brightness, autocorrelation, sigma by image"
+src="data:image/png;base64,{plots}"></p>
 <h2>Is the noise what training takes it for?</h2><table>{verdicts}</table>
 {unreadable}
 <h2>A configuration to begin with</h2><pre>{command}</pre><pre>{config}</pre>

@@ -98,7 +98,10 @@ _OBJECTIVE = {
         },
         "replay": {
             "class_path": "lightning_tweedie.objectives.PosteriorReplay",
-            "init_args": {"start": 0.4, "ramp": 0.0, "share": 0.375, "refresh": 0.0625, "stable": True},
+            "init_args": {
+                **{"start": 0.25, "draw_start": 0.75, "ramp": 0.0},
+                **{"share": 0.375, "refresh": 0.0625, "stable": True},
+            },
         },
         "extra": [
             {"class_path": "lightning_tweedie.objectives.Sure", "init_args": {"share": 0.125, "stable": True}},

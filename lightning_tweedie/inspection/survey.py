@@ -149,9 +149,7 @@ _MODES = {
 def _kind(images: ImageFolder | ImageArchive, number: int) -> str:
     """What sort of numbers a file holds."""
     name = images.names[number]
-    content: Any = (
-        images.root / name if isinstance(images, ImageFolder) else io.BytesIO(images._contents[number])
-    )
+    content: Any = images.root / name if isinstance(images, ImageFolder) else io.BytesIO(images._contents[number])
     try:
         if name.lower().endswith(".npy"):
             kind = np.load(content, allow_pickle=False).dtype

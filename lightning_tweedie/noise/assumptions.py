@@ -35,8 +35,8 @@ LAGS = 3
 
 #: Standard errors from which on a departure is certain.
 _CERTAIN = 4.0
-#: What is less does no harm worth a word: autocorrelation at lag 1; correlation between channels; change of the variance
-#: over the range of the data; share of the values at an end; share of the variance that is due to rounding.
+#: What is less does no harm worth a word: autocorrelation at lag 1; correlation between channels; change of the
+#: variance over the range of the data; share of the values at an end; share of the variance that is due to rounding.
 _CORRELATED, _SHARED, _CHANGES, _CUT, _ROUNDED = 0.08, 0.1, 0.25, 0.005, 0.05
 #: Noise is said to be correlated as far as its autocorrelation is more than this.
 _REACHES = 0.1
@@ -109,7 +109,9 @@ def _smooth(power: Tensor) -> Tensor:
     columns, rows = squares[:, None].expand(SIDE, SIDE), squares.expand(SIDE, SIDE)
     design = torch.stack([torch.ones_like(rows), rows, columns], dim=-1)
     tiny = torch.finfo(torch.float64).tiny
-    return (design @ torch.linalg.lstsq(design[HIGH], power[HIGH].clamp(min=tiny).log()[:, None]).solution)[..., 0].exp()
+    return (design @ torch.linalg.lstsq(design[HIGH], power[HIGH].clamp(min=tiny).log()[:, None]).solution)[
+        ..., 0
+    ].exp()
 
 
 def _spectrum(patches: Patches) -> Tensor:
@@ -158,11 +160,11 @@ class SignalDependence:
 def signal_dependence(patches: Patches, seed: int = 0) -> SignalDependence | None:
     """Tests whether the variance of the noise depends on the brightness.
 
-    The patches are put into eight bins of equal numbers by their brightness. Bins without flat patches, which would show
-    the variance of a texture, are left out: those whose low frequencies hold more, relative to the high ones.
+    The patches are put into eight bins of equal numbers by their brightness. Bins without flat patches, which would
+    show the variance of a texture, are left out: those whose low frequencies hold more, relative to the high ones.
 
     Args:
-        patches: Of all images, see :func:`lightning_tweedie.noise.estimation.measurable`. Each channel counts by itself.
+        patches: Of all images, see :func:`lightning_tweedie.noise.estimation.measurable`. Each channel counts.
         seed: Decides the resamples of the standard error.
 
     Returns:

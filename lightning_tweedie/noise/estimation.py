@@ -9,7 +9,7 @@ that one flat corner anywhere serves the whole set.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,8 +1,9 @@
 """Small patches of noisy images, taken apart into frequencies: the material of which noise is estimated.
 
-White noise is independent between the coefficients of an orthonormal cosine transform and has the same variance in each,
-while images have most of theirs in the low frequencies. So patches can be chosen by some coefficients, where least of an
-image is, and the noise be measured in the others: the choice says nothing about the noise there, hence no bias.
+White noise is independent between the coefficients of an orthonormal cosine transform and has the same variance in
+each, while images have most of theirs in the low frequencies. So patches can be chosen by some coefficients, where
+least of an image is, and the noise be measured in the others: the choice says nothing about the noise there, hence no
+bias.
 """
 
 from __future__ import annotations
@@ -75,13 +76,13 @@ class Patches:
 
     def __getitem__(self, rows: Tensor) -> Patches:
         """Some of the patches."""
-        parts = (part[rows] for part in (self.coefficients, self.low, self.high, self.image, self.unit))
-        return Patches(*parts, values=self.values, images=self.images)
+        numbers = self.image[rows], self.unit[rows], self.values, self.images
+        return Patches(self.coefficients[rows], self.low[rows], self.high[rows], *numbers)
 
     def first_channel(self) -> Patches:
         """Those of the first channel alone, for grey images that were read as colour."""
-        first = (part[:, :1] for part in (self.coefficients, self.low, self.high))
-        return Patches(*first, image=self.image, unit=self.unit, values=self.values, images=self.images)
+        numbers = self.image, self.unit, self.values, self.images
+        return Patches(self.coefficients[:, :1], self.low[:, :1], self.high[:, :1], *numbers)
 
     @property
     def means(self) -> Tensor:

@@ -22,7 +22,7 @@ __all__ = ["AUTO", "LARGEST_SIGMA", "Sigma", "item_sigmas", "parse_sigma"]
 Sigma = float | Sequence[float] | str
 
 AUTO = "auto"
-"""What a user writes for a level that is to be estimated from the data, see :mod:`lightning_tweedie.noise.estimation`."""
+"""What a user writes for a level that is estimated from the data, see :mod:`lightning_tweedie.noise.estimation`."""
 
 #: Data in [-1, 1] have at most variance 1, so here the noise has 25 times the power of the data or more: whoever
 #: writes a larger number almost surely means 8-bit units.
