@@ -36,6 +36,8 @@ class TrainedDenoiser:
         half_life: Half-life of that average in optimiser steps; None if the checkpoint does not say.
         step: Optimiser steps of training; None if the checkpoint does not say.
         path: The checkpoint's file.
+        scale: How the training data came to [-1, 1], as :class:`lightning_tweedie.data.scale.DataScale` writes it;
+            None if the checkpoint does not say.
     """
 
     denoiser: Denoiser
@@ -44,6 +46,7 @@ class TrainedDenoiser:
     half_life: float | None
     step: int | None
     path: str
+    scale: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         self._stamp = _stamp(self.path)
@@ -139,6 +142,7 @@ def load_denoiser(
             None if half_lives is None else float(half_lives[average]),
             None if step is None else int(step),
             os.fspath(path),
+            content.get("scale"),
         )
     except UserError:
         raise

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,9 +26,13 @@ from lightning_tweedie.data.cifar10 import download_cifar10, read_cifar10
 from lightning_tweedie.data.clean import CleanView
 from lightning_tweedie.data.digits import read_digits
 from lightning_tweedie.data.fashion_mnist import download_fashion_mnist, read_fashion_mnist
-from lightning_tweedie.data.images import ImageArchive, ImageFolder
+from lightning_tweedie.data.images import open_files
+from lightning_tweedie.data.map_style import MapStyleImages, load_hugging_face
+from lightning_tweedie.data.measured_range import measure_scale
 from lightning_tweedie.data.noisy import ItemSet, NoisyDataset, collate
 from lightning_tweedie.data.sampler import ResumableSampler
+from lightning_tweedie.data.scale import DataScale
+from lightning_tweedie.data.scaled_images import ScaledImages
 from lightning_tweedie.data.statistics import estimate_sigma_data
 from lightning_tweedie.data.toy import ring_sample
 from lightning_tweedie.data.transform import build_transform
@@ -38,7 +42,16 @@ from lightning_tweedie.noise.estimation import estimate_of_set
 from lightning_tweedie.noise.sigma import AUTO, item_sigmas, parse_sigma
 from lightning_tweedie.randomness import item_generator
 
-__all__ = ["CIFAR10", "Digits", "FashionMNIST", "Images", "NoisyDataModule", "ToyMixture"]
+__all__ = [
+    "CIFAR10",
+    "Digits",
+    "FashionMNIST",
+    "HuggingFace",
+    "Images",
+    "MapStyle",
+    "NoisyDataModule",
+    "ToyMixture",
+]
 
 #: Noisy training data up to this size are made once and kept in memory; larger ones are made anew on each reading
 #: (which gives the same).
@@ -72,6 +85,8 @@ class NoisyDataModule(LightningDataModule):
             log sigma; or the path of a table (.npy, .csv, .txt) with one level for each item of ``train_set()``;
             or ``auto``: the level of images that are noisy by nature (``inject`` is false) is estimated from them.
             Null only if ``inject`` is false and the items are pairs ``(x_n, sigma_n)``.
+        sigma_units: The units of ``sigma``, and of floats in files: those of the scale [-1, 1] (``scaled``), or the
+            data's own (``data``), 0..255 in 8-bit images.
         batch_size: Items of a batch, on each process.
         num_workers: Worker processes that read the data; 0 is best for data in memory.
         seed: Decides the noise, the hold-out and the order of the data.
@@ -90,6 +105,7 @@ class NoisyDataModule(LightningDataModule):
     def __init__(
         self,
         sigma: float | list[float] | str | None = None,
+        sigma_units: Literal["scaled", "data"] = "scaled",
         batch_size: int = 64,
         num_workers: int = 0,
         seed: int = 0,
@@ -107,7 +123,7 @@ class NoisyDataModule(LightningDataModule):
                     "level of the noise to inject, or set data.inject to false"
                 )
         elif sigma is not None:
-            parsed = parse_sigma(sigma)
+            parsed = parse_sigma(sigma, unit=1.0 if sigma_units == "scaled" else None)
             if not inject and isinstance(parsed, tuple):
                 raise UserError(
                     f"data.sigma = {sigma} is a range to draw levels from, but data.inject is false: give the level "
@@ -127,6 +143,7 @@ class NoisyDataModule(LightningDataModule):
             if value < least:
                 raise UserError(f"data.{name} = {value} is too small: give at least {least}")
         self.sigma = list(sigma) if isinstance(sigma, tuple) else sigma
+        self.sigma_units = sigma_units
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
@@ -140,6 +157,7 @@ class NoisyDataModule(LightningDataModule):
         self._test: NoisyDataset | None = None
         self._sigma_data: float | None = None
         self._sigma_n: float | None = None
+        self._unit = 1.0
 
     # What a subclass writes.
 
@@ -180,8 +198,16 @@ class NoisyDataModule(LightningDataModule):
             train = self._training_set()
             self._sigma_n = train.scan() if train.sigma_n is None else float(train.sigma_n[train.places].max())
             if isinstance(self.sigma, float) and self._sigma_n > 0:
-                self._sigma_n = self.sigma  # without the rounding to float32
+                self._sigma_n = self.sigma / self._unit  # without the rounding to float32
         return self._sigma_n
+
+    @property
+    def scale(self) -> DataScale | None:
+        """How the data came to [-1, 1]; None if the data set does not say.
+
+        A data set says it by an attribute ``scale``, a :class:`~lightning_tweedie.data.scale.DataScale`.
+        """
+        return getattr(self._training_set().base, "scale", None)
 
     def reference_set(self) -> Dataset[Tensor] | None:
         """Clean images ``(C, H, W)`` in [-1, 1] for evaluation metrics, never for training.
@@ -242,6 +268,14 @@ class NoisyDataModule(LightningDataModule):
         for name, found in (("train_set", base), ("val_set", val), ("test_set", test)):
             if found is not None and not len(found):
                 raise UserError(f"{name}() of {type(self).__name__} is empty: look where the data should come from")
+        if self.sigma_units == "data":
+            scale = getattr(base, "scale", None)
+            if scale is None:
+                raise UserError(
+                    "data.sigma_units = data, but the data set does not say how its units became [-1, 1]: give sigma "
+                    "on the scale of [-1, 1], or the set an attribute `scale` (lightning_tweedie.data.scale.DataScale)"
+                )
+            self._unit = scale.unit
         kept_out: list[int] = []
         if val is None and self.holdout:
             if self.holdout >= len(base):
@@ -257,7 +291,7 @@ class NoisyDataModule(LightningDataModule):
         clean_fraction = self.clean_fraction
         places = [i for i in range(len(base)) if i not in out]
         if self.sigma == AUTO:
-            self.sigma = self._estimate(make(base, torch.zeros(len(base)), places=places))
+            self.sigma = self._unit * self._estimate(make(base, torch.zeros(len(base)), places=places))
         self._train = make(base, self._levels(len(base), clean_fraction), places=places, augmentation=self.augmentation)
         if val is not None:
             self._val = evaluation(val, self._other_levels(len(val), "val"), stream="val/noise")
@@ -292,15 +326,15 @@ class NoisyDataModule(LightningDataModule):
         return sigma
 
     def _levels(self, count: int, clean_fraction: float = 0.0) -> Tensor | None:
-        return None if self.sigma is None else item_sigmas(self.sigma, count, self.seed, clean_fraction)
+        return None if self.sigma is None else item_sigmas(self.sigma, count, self.seed, clean_fraction, self._unit)
 
     def _other_levels(self, count: int, name: str) -> Tensor | None:
         """Levels of a set with items of its own: the table of the training set does not speak of them."""
         if self.sigma is None:
             return None
-        table = parse_sigma(self.sigma)
+        table = parse_sigma(self.sigma, unit=self._unit)
         if not isinstance(table, Tensor):
-            return item_sigmas(self.sigma, count, self.seed)
+            return item_sigmas(self.sigma, count, self.seed, unit=self._unit)
         if not self.inject:
             raise UserError(
                 f"data.sigma = {self.sigma!r} is a table of the training set's levels, but {name}_set() gives other "
@@ -359,12 +393,16 @@ class NoisyDataModule(LightningDataModule):
         return self.test_dataloader()
 
     def _noise_settings(self) -> dict[str, Any]:
-        names = ("sigma", "seed", "inject", "clean_fraction", "holdout")
+        names = ("sigma", "sigma_units", "seed", "inject", "clean_fraction", "holdout")
         return {name: getattr(self, name) for name in names}
 
     def state_dict(self) -> dict[str, Any]:
         """What decides the noise and the order; the data themselves are not saved."""
-        return {"noise": self._noise_settings(), "global_batch_size": self.batch_size * self._ranks()[1]}
+        return {
+            "noise": self._noise_settings(),
+            "scale": None if self.scale is None else self.scale.as_dict(),
+            "global_batch_size": self.batch_size * self._ranks()[1],
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Makes sure that a resumed run trains on the very same noisy data.
@@ -372,10 +410,17 @@ class NoisyDataModule(LightningDataModule):
         Raises:
             UserError: Settings that decide the noise have changed.
         """
+        if self.scale is not None and state_dict.get("scale") is not None:
+            theirs = DataScale.from_dict(state_dict["scale"])
+            if theirs.for_dtype(self.scale.dtype) != self.scale:
+                raise UserError(
+                    f"data.range is [{self.scale.low:g}, {self.scale.high:g}], but the network of the checkpoint was "
+                    f"trained with another one: set data.range to [{theirs.low!r}, {theirs.high!r}]"
+                )
         if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
             return  # Evaluation at another level is a fair question.
         for name, now in self._noise_settings().items():
-            if (before := state_dict["noise"][name]) != now:
+            if (before := state_dict["noise"].get(name, now)) != now:
                 raise UserError(
                     f"data.{name} = {now} differs from {before} in the checkpoint, and would give the run a second "
                     "noisy look at its images: resume with the old value, or start a new run"
@@ -453,38 +498,70 @@ class CIFAR10(_PublishedSet):
     _read = staticmethod(read_cifar10)
 
 
-class Images(NoisyDataModule):
-    """Images in a folder, or in a tar or zip archive that is read without unpacking it.
+class _OwnImages(NoisyDataModule):
+    """Images of any kind, with a scale that is their type's, or declared, or measured."""
 
-    Images of different sizes need a ``transform`` that makes them one size.
+    def __init__(self, channels: int | None = None, range: list[float] | None = None, **kwargs: Any) -> None:  # noqa: A002
+        super().__init__(**kwargs)
+        if channels is not None and channels < 1:
+            raise UserError(f"data.channels = {channels} is too small: give 1 for grey, 3 for colour, or null")
+        if range is not None:
+            DataScale.declared(range, "float32")
+        self.channels = channels
+        self.range = range
+        self._measured: DataScale | None = None
+
+    def _scaled(self, images: ScaledImages) -> ItemSet:
+        """Gives the images their scale; those that come first decide for all."""
+        if self.range is not None:
+            images.scale = DataScale.declared(self.range, images.dtype)
+        elif self._measured is not None:
+            images.scale = self._measured
+        elif self.sigma_units == "data" and images.dtype not in (np.uint8, np.uint16):
+            self._measured = images.scale = measure_scale(images, whole=self.inject, seed=self.seed)
+        return images
+
+
+class Images(_OwnImages):
+    """Images in a folder, in a tar or zip archive that is read without unpacking it, or in one file that holds many.
+
+    PNG, JPEG, TIFF, NPY, NPZ, HDF5 and FITS. Images of different sizes need a ``transform`` that makes them one size,
+    or a crop in ``augment``.
 
     Args:
-        root: The folder or the archive.
+        root: The folder, the archive or the file.
         train_dir: Only images below this folder inside it are the training set; default: all.
         test_dir: Images below this folder inside it are the test set; default: no test set.
-        channels: 3 for colour, 1 for grey.
+        channels: Channels of every image; null: as many as the first one has. Clean pictures become grey if it is 1
+            and colour if it is 3.
+        range: Which values ``[low, high]`` of the files become [-1, 1]; what lies beyond is kept. Null: all that 8 and
+            16 bits can hold; other numbers as they are, or, if ``sigma_units`` is ``data``, the range that is measured.
+        key: Which array of a file, where there may be several: its name in NPZ and HDF5, the unit (HDU) in FITS.
         kwargs: The settings of NoisyDataModule.
     """
 
     def __init__(
-        self, root: str, train_dir: str = "", test_dir: str | None = None, channels: int = 3, **kwargs: Any
+        self,
+        root: str,
+        train_dir: str = "",
+        test_dir: str | None = None,
+        channels: int | None = None,
+        range: list[float] | None = None,  # noqa: A002
+        key: str | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        if channels not in (1, 3):
-            raise UserError(f"data.channels = {channels} is neither 1 (grey) nor 3 (colour)")
+        super().__init__(channels, range, **kwargs)
         self.root = root
         self.train_dir = train_dir
         self.test_dir = test_dir
-        self.channels = channels
+        self.key = key
 
     def _images(self, folder: str) -> ItemSet:
-        path = Path(self.root).expanduser()
-        if not path.exists():
+        if not Path(self.root).expanduser().exists():
             raise UserError(f"data.root = {self.root!r} does not exist: give a folder of images or an archive of them")
         try:
-            if path.is_file():
-                return ImageArchive(path, folder, self.channels)
-            return ImageFolder(path / folder, self.channels)
+            # Mixing the channels of data that are noisy by nature would change their noise.
+            return self._scaled(open_files(self.root, folder, self.channels, self.key, convert=self.inject))
         except UserError as error:
             raise UserError(f"data.root = {self.root!r}: {error}") from None
 
@@ -495,6 +572,77 @@ class Images(NoisyDataModule):
     def test_set(self) -> ItemSet | None:
         """The images below ``test_dir``."""
         return None if self.test_dir is None else self._images(self.test_dir)
+
+
+class MapStyle(_OwnImages):
+    """The images of any map-style data set, such as torchvision's: ``--data.dataset torchvision.datasets.Country211``.
+
+    Args:
+        dataset: The data set: its items are images (Pillow, arrays, tensors), tuples that start with one, or mappings.
+        column: The image's name in items that are mappings; null: ``image``, or the only one.
+        channels: See Images.
+        range: See Images.
+        kwargs: The settings of NoisyDataModule.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        column: str | None = None,
+        channels: int | None = None,
+        range: list[float] | None = None,  # noqa: A002
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(channels, range, **kwargs)
+        self.dataset = dataset
+        self.column = column
+
+    def train_set(self) -> ItemSet:
+        """The images of the data set."""
+        found: Any = self.dataset
+        return self._scaled(MapStyleImages(found, self.column, self.channels, convert=self.inject))
+
+
+class HuggingFace(_OwnImages):
+    """The images of a data set of Hugging Face, by the package ``datasets``; no code of the data set is run.
+
+    Args:
+        path: A folder that ``save_to_disk`` wrote, a folder of images or tables, or a name on the hub.
+        split: The part that is the training set.
+        test_split: The part that is the test set; null: no test set.
+        column: The column of the images.
+        channels: See Images.
+        range: See Images.
+        kwargs: The settings of NoisyDataModule.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        split: str = "train",
+        test_split: str | None = None,
+        column: str = "image",
+        channels: int | None = None,
+        range: list[float] | None = None,  # noqa: A002
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(channels, range, **kwargs)
+        self.path = path
+        self.split = split
+        self.test_split = test_split
+        self.column = column
+
+    def _part(self, split: str) -> ItemSet:
+        items = load_hugging_face(self.path, split)
+        return self._scaled(MapStyleImages(items, self.column, self.channels, convert=self.inject))
+
+    def train_set(self) -> ItemSet:
+        """The images of ``split``."""
+        return self._part(self.split)
+
+    def test_set(self) -> ItemSet | None:
+        """The images of ``test_split``."""
+        return None if self.test_split is None else self._part(self.test_split)
 
 
 class ToyMixture(NoisyDataModule):

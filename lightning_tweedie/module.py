@@ -97,6 +97,8 @@ class TweedieModule(LightningModule):
             for denoiser in (self.denoiser, *self.ema.averages):
                 denoiser.set_sigma_data(data.sigma_data)
         self._data = {"shape": list(data.shape), "sigma_n": float(data.sigma_n)}
+        if (scale := getattr(data, "scale", None)) is not None:
+            self._data["scale"] = scale.as_dict()
         if data.sigma_n >= self.sigma_max:
             raise UserError(
                 f"data.sigma = {data.sigma_n:.4g} is not below sigma_max = {self.sigma_max:.4g}, the largest training "

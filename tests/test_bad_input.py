@@ -108,7 +108,7 @@ def test_folders(refused: Callable[..., str], tmp_path: Path) -> None:
     told = refused("fit", config=folder_config(empty))
     assert "holds no images" in told
     assert f"data.root = {str(empty)!r}" in told
-    assert "data.channels = 4" in refused("fit", config=folder_config(empty, channels=4))
+    assert "data.channels = 0" in refused("fit", config=folder_config(empty, channels=0))
 
 
 def test_one_corrupt_image_in_a_thousand(refused: Callable[..., str], tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lightning_tweedie.data.scale import DataScale
 from lightning_tweedie.errors import UserError
 
 __all__ = ["ArrayDataset"]
@@ -42,6 +43,11 @@ class ArrayDataset(Dataset[Tensor | tuple[Tensor, Tensor]]):
             raise UserError(
                 f"{len(self.sigma_n)} levels do not fit {len(self.items)} items: give one sigma_n for each item"
             )
+
+    @property
+    def scale(self) -> DataScale | None:
+        """The scale of 8-bit items; None for floats, which are on that of [-1, 1] already."""
+        return DataScale.natural("uint8") if self.items.dtype == torch.uint8 else None
 
     def __len__(self) -> int:
         return len(self.items)

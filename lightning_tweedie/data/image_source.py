@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_tweedie.data.images import ImageArchive, ImageFolder
+from lightning_tweedie.data.images import open_files
 from lightning_tweedie.errors import UserError
 from lightning_tweedie.noise.sigma import LARGEST_SIGMA
 
@@ -61,11 +61,17 @@ def open_images(path: str | Path, noisy: bool = False) -> Dataset[Tensor]:
         place = place / "samples.npz"
     if place.suffix.lower() in (".npy", ".npz") and place.is_file():
         return ImageArray(place, noisy)
-    if place.is_dir():
-        return _without_surprises(ImageFolder(place), place, noisy)
-    if place.is_file():
-        return _without_surprises(ImageArchive(place), place, noisy)
-    raise UserError(f"{str(path)!r} does not exist: give a folder or an archive of images, or a file .npz or .npy")
+    if not place.exists():
+        raise UserError(f"{str(path)!r} does not exist: give a folder or an archive of images, or a file .npz or .npy")
+    images = open_files(place, channels=3)
+    if all(name.lower().endswith(".npy") for name in images.files):
+        images = open_files(place, convert=False)  # Unlike pictures these are never turned from grey to colour.
+    if images.dtype.kind == "f":
+        scale = _Scale()
+        for i in range(min(len(images), _LOOKED_AT)):
+            scale.see(images.raw(i))
+        scale.check(place, noisy)
+    return images
 
 
 def holds_images(path: str | Path) -> bool:
@@ -75,24 +81,6 @@ def holds_images(path: str | Path) -> bool:
             return any(f"{name}.npy" in file.namelist() for name in _NAMES)
     except (OSError, zipfile.BadZipFile):
         return False
-
-
-def _without_surprises(images: ImageFolder | ImageArchive, place: Path, noisy: bool) -> ImageFolder | ImageArchive:
-    """Sees to floats in ``.npy`` files, which unlike pictures are never turned from grey to colour."""
-    if all(name.lower().endswith(".npy") for name in images.names):
-        try:
-            images[0]
-        except UserError as error:
-            images.channels = 1
-            try:
-                images[0]
-            except UserError:
-                raise error from None
-        scale = _Scale()
-        for i in range(min(len(images), _LOOKED_AT)):
-            scale.see(images[i].numpy())
-        scale.check(place, noisy)
-    return images
 
 
 class ImageArray(Dataset[Tensor]):

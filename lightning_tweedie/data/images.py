@@ -1,137 +1,173 @@
-"""Images on disk: a folder, or an archive of them."""
+"""Images on disk: a folder, an archive of them, or one file that holds many."""
 
 from __future__ import annotations
 
-import io
 import os
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from functools import partial
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
-from torch.utils.data import Dataset
+from numpy.typing import NDArray
 
+from lightning_tweedie.data.formats.layout import Layout, find_layout
+from lightning_tweedie.data.formats.registry import ENDINGS, find_format
+from lightning_tweedie.data.formats.stored import Stored
+from lightning_tweedie.data.scaled_images import ScaledImages
 from lightning_tweedie.errors import UserError
 
-__all__ = ["ENDINGS", "ImageArchive", "ImageFolder", "read_image"]
-
-#: The files that count as images; ``.npy`` holds floats, because noisy data cannot be stored in 8 bits exactly.
-ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".npy"})
+__all__ = ["ImageArchive", "ImageFiles", "ImageFolder", "open_files"]
 
 
-def _is_image(name: str) -> bool:
-    path = PurePosixPath(name)
-    # macOS puts files such as "._photo.jpg", which are no images, beside the images of an archive.
-    return path.suffix.lower() in ENDINGS and not path.name.startswith(".")
+class ImageFiles(ScaledImages):
+    """All images of several files, in the order of their names, and in each file in order.
 
-
-def read_image(source: Path | bytes, channels: int, name: str | None = None) -> Tensor:
-    """Reads one image.
+    Attributes:
+        files: Name of each file.
+        names: Name of each image: its file, and its number there if there are several, ``stack.tif[3]``.
+        items: For each image the number of its file, and its number there.
 
     Args:
-        source: A file's path, or its content.
-        channels: 3 for colour, 1 for grey; images of the other kind are converted, transparency is put on white.
-        name: What to call the image in messages (and its ending tells a ``.npy``); default: the path.
-
-    Returns:
-        ``(channels, H, W)``, float32: 8-bit and 16-bit images scaled to [-1, 1]; the floats of a ``.npy`` file,
-        ``(channels, H, W)``, or ``(H, W)`` if grey, and of a TIFF as they are.
-
-    Raises:
-        UserError: The file is no image, or a damaged one.
+        files: Names of the files.
+        channels: Channels of every image; None: as many as the first one has.
+        key: Which array of a file, where there may be several: a name in NPZ and HDF5, a number or name of a unit in
+            FITS.
+        convert: See :class:`ScaledImages`.
     """
-    name = str(source) if name is None and isinstance(source, Path) else str(name)
-    file = io.BytesIO(source) if isinstance(source, bytes) else source
-    try:
-        if name.lower().endswith(".npy"):
-            return _from_floats(np.load(file, allow_pickle=False), channels, name)
-        with Image.open(file) as image:
-            image.load()
-            return _from_pixels(image, channels)
-    except UserError:
-        raise
-    # What Pillow raises for a damaged file depends on its format and on where the damage is.
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, Image.DecompressionBombError) as error:
-        reason = "no known image format" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise UserError(f"the image {name} cannot be read ({reason}): mend or remove the file") from None
+
+    def __init__(
+        self, files: Sequence[str], channels: int | None = None, key: str | None = None, convert: bool = True
+    ) -> None:
+        super().__init__(channels, convert)
+        self.files = list(files)
+        self.key = key
+        self.items: list[tuple[int, int]] = []
+        self.names: list[str] = []
+        for number, name in enumerate(self.files):
+            count = self._count(number)
+            self.items += [(number, index) for index in range(count)]
+            self.names += [name] if count == 1 else [f"{name}[{index}]" for index in range(count)]
+
+    @abstractmethod
+    def _source(self, number: int) -> Path | bytes:
+        """A file's path, or its content."""
+
+    @abstractmethod
+    def place(self, number: int) -> str:
+        """What messages call a file."""
+
+    def _count(self, number: int) -> int:
+        kind = find_format(self.files[number])
+        assert kind is not None
+        try:
+            return self.open(number)[1].count if kind.several else 1
+        except UserError:
+            return 1  # It is told with its name when the image is read, and with how many others are bad too.
+
+    def open(self, number: int) -> tuple[Stored, Layout]:
+        """What a file holds, and where the images are in it.
+
+        Raises:
+            UserError: It cannot be read, or holds something else.
+        """
+        name = self.place(number)
+        kind = find_format(self.files[number])
+        assert kind is not None
+        try:
+            source = self._source(number)
+            if kind.several and isinstance(source, Path):
+                # Workers that were forked open it anew.
+                stored = _opened(source, self.key, source.stat().st_mtime_ns, os.getpid())
+            else:
+                stored = kind.open(source, self.key)
+        except UserError as error:
+            raise UserError(f"the image {name} cannot be used: {error}") from None
+        # What a damaged file raises depends on its format and on where the damage is.
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"the image {name} cannot be read ({reason}): mend or remove the file") from None
+        return stored, find_layout(stored.shape, stored.axes, self.channels, name)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def describe(self, index: int) -> str:
+        """The file's path, with the image's number where there are several."""
+        number, inside = self.items[index]
+        single = self.names[index] == self.files[number]
+        return f"the image {self.place(number)}" + ("" if single else f"[{inside}]")
+
+    def find(self, index: int) -> NDArray[Any]:
+        """See :class:`ScaledImages`."""
+        number, inside = self.items[index]
+        stored, layout = self.open(number)
+        try:
+            return layout.take(stored.array, inside)
+        except UserError:
+            raise
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"{self.describe(index)} cannot be read ({reason}): mend or remove the file") from None
 
 
-def _from_floats(array: np.ndarray, channels: int, name: str) -> Tensor:
-    array = array[None] if array.ndim == 2 else array
-    if array.ndim != 3 or array.shape[0] != channels or not np.issubdtype(array.dtype, np.floating):
-        raise UserError(
-            f"the image {name} is an array of {array.dtype} with shape {array.shape}: "
-            f"store floats in [-1, 1] with shape ({channels}, H, W)"
-        )
-    return torch.from_numpy(array.astype(np.float32))
+@lru_cache(maxsize=32)
+def _opened(path: Path, key: str | None, changed: int, process: int) -> Stored:
+    """Files with several images stay open for a while."""
+    kind = find_format(path.name)
+    assert kind is not None
+    return kind.open(path, key)
 
 
-def _from_pixels(image: Image.Image, channels: int) -> Tensor:
-    if image.mode.startswith("I;16") or image.mode == "I":
-        # 16-bit grey, which convert() would cut off at 255.
-        grey = torch.from_numpy(np.asarray(image).astype(np.float32) / 65535 * 2 - 1)
-        return grey.expand(channels, -1, -1).contiguous()
-    if image.mode == "F":
-        return torch.from_numpy(np.array(image)).expand(channels, -1, -1).contiguous()
-    mode = "RGB" if channels == 3 else "L"
-    if image.mode != mode and image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    array = np.array(image if image.mode == mode else image.convert(mode))
-    pixels = torch.from_numpy(array).reshape(*array.shape[:2], channels).permute(2, 0, 1)
-    return pixels.float().div_(127.5).sub_(1)
-
-
-def _check_channels(channels: int) -> None:
-    if channels not in (1, 3):
-        raise UserError(f"images have 1 channel (grey) or 3 (colour), not {channels}: give one of these numbers")
-
-
-class ImageFolder(Dataset[Tensor]):
+class ImageFolder(ImageFiles):
     """All images below a folder, in the order of their paths; folders need not mean anything.
 
     Args:
-        root: The folder; it is searched to any depth.
-        channels: 3 for colour, 1 for grey.
+        root: The folder, which is searched to any depth, or one file.
+        channels: Channels of every image; None: as many as the first one has.
+        key: See :class:`ImageFiles`.
+        convert: See :class:`ScaledImages`.
 
     Raises:
         UserError: There is no such folder, or no image in it.
     """
 
-    def __init__(self, root: str | Path, channels: int = 3) -> None:
-        _check_channels(channels)
-        self.channels = channels
-        self.root = Path(root).expanduser()
-        if not self.root.is_dir():
+    def __init__(
+        self, root: str | Path, channels: int | None = None, key: str | None = None, convert: bool = True
+    ) -> None:
+        path = Path(root).expanduser()
+        if path.is_file() and find_format(path.name):
+            self.root, files = path.parent, [path.name]
+        elif path.is_dir():
+            self.root = path
+            files = sorted(
+                str(Path(folder, file).relative_to(path))
+                for folder, _, names in os.walk(path, followlinks=True)
+                for file in names
+                if find_format(file)
+            )
+        else:
             raise UserError(f"the folder {str(root)!r} does not exist: give the folder with the images")
-        self.names = sorted(
-            str(Path(folder, file).relative_to(self.root))
-            for folder, _, files in os.walk(self.root, followlinks=True)
-            for file in files
-            if _is_image(file)
-        )
-        if not self.names:
+        if not files:
             raise UserError(
-                f"the folder {str(root)!r} holds no images: put files that end in {', '.join(sorted(ENDINGS))} there, "
+                f"the folder {str(root)!r} holds no images: put files that end in {', '.join(ENDINGS)} there, "
                 "or give another folder"
             )
+        super().__init__(files, channels, key, convert)
 
-    def __len__(self) -> int:
-        return len(self.names)
+    def _source(self, number: int) -> Path:
+        return self.root / self.files[number]
 
-    def __getitem__(self, index: int) -> Tensor:
-        """Image ``(channels, H, W)``, float32."""
-        return read_image(self.root / self.names[index], self.channels)
+    def place(self, number: int) -> str:
+        """The path of a file."""
+        return str(self.root / self.files[number])
 
 
-class ImageArchive(Dataset[Tensor]):
+class ImageArchive(ImageFiles):
     """All images in a tar (plain, gz, bz2, xz) or zip archive, in the order of their names.
 
     The archive is read once; the encoded images stay in memory and are decoded when asked for. Nothing is written
@@ -140,15 +176,22 @@ class ImageArchive(Dataset[Tensor]):
     Args:
         path: The archive.
         folder: Only images below this folder of the archive; default: all.
-        channels: 3 for colour, 1 for grey.
+        channels: Channels of every image; None: as many as the first one has.
+        key: See :class:`ImageFiles`.
+        convert: See :class:`ScaledImages`.
 
     Raises:
         UserError: The archive is missing or damaged, or there is no such folder or no image in it.
     """
 
-    def __init__(self, path: str | Path, folder: str = "", channels: int = 3) -> None:
-        _check_channels(channels)
-        self.channels = channels
+    def __init__(
+        self,
+        path: str | Path,
+        folder: str = "",
+        channels: int | None = None,
+        key: str | None = None,
+        convert: bool = True,
+    ) -> None:
         self.path = Path(path).expanduser()
         if not self.path.is_file():
             raise UserError(f"the archive {str(path)!r} does not exist: give the path of a tar or zip file")
@@ -158,7 +201,7 @@ class ImageArchive(Dataset[Tensor]):
             found = {
                 str(PurePosixPath(name)): read()  # "./a.png" and "a.png" are the same
                 for name, read in members(self.path)
-                if _is_image(name) and PurePosixPath(name).parts[: len(parts)] == parts
+                if find_format(name) and PurePosixPath(name).parts[: len(parts)] == parts
             }
         except (tarfile.TarError, zipfile.BadZipFile, zlib.error, LZMAError, EOFError, OSError) as error:
             raise UserError(
@@ -167,15 +210,30 @@ class ImageArchive(Dataset[Tensor]):
         if not found:
             inside = f" below {folder!r}" if folder else ""
             raise UserError(f"the archive {str(path)!r} holds no images{inside}: look into it and mend the setting")
-        self.names = sorted(found)
-        self._contents = [found[name] for name in self.names]
+        files = sorted(found)
+        self._contents = [found[name] for name in files]
+        super().__init__(files, channels, key, convert)
 
-    def __len__(self) -> int:
-        return len(self.names)
+    def _source(self, number: int) -> bytes:
+        return self._contents[number]
 
-    def __getitem__(self, index: int) -> Tensor:
-        """Image ``(channels, H, W)``, float32."""
-        return read_image(self._contents[index], self.channels, f"{self.path}:{self.names[index]}")
+    def place(self, number: int) -> str:
+        """The path of the archive, and of the file in it."""
+        return f"{self.path}:{self.files[number]}"
+
+
+def open_files(
+    path: str | Path, folder: str = "", channels: int | None = None, key: str | None = None, convert: bool = True
+) -> ImageFiles:
+    """Opens a folder of images, an archive, or a single file; ``folder`` is one inside the first two.
+
+    Raises:
+        UserError: There is no such thing, or no image in it.
+    """
+    place = Path(path).expanduser()
+    if place.is_file() and find_format(place.name) is None:
+        return ImageArchive(place, folder, channels, key, convert)
+    return ImageFolder(place / folder if place.is_dir() else place, channels, key, convert)
 
 
 def _zip_members(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:

@@ -16,6 +16,7 @@ from lightning_tweedie.data.array import ArrayDataset
 from lightning_tweedie.data.augmentation import Augmentation
 from lightning_tweedie.data.batch import NoisyBatch
 from lightning_tweedie.data.sampler import Draw
+from lightning_tweedie.data.scaled_images import ScaledImages
 from lightning_tweedie.errors import UserError
 from lightning_tweedie.noise.injection import inject as inject_noise
 from lightning_tweedie.noise.sigma import LARGEST_SIGMA
@@ -292,10 +293,10 @@ class NoisyDataset(Dataset[NoisyBatch]):
             k = int(bad.nonzero()[0])
             low, high = flat[k].min().item(), flat[k].max().item()
             must = "clean images must be in [-1, 1]" if is_image else "data must be finite and on the scale of [-1, 1]"
-            raise UserError(
-                f"{self._name(index[k])} has values from {low:.4g} to {high:.4g}, but {must}: "
-                "scale the data, for example 8-bit values v to v / 127.5 - 1"
-            )
+            remedy = "scale the data, for example 8-bit values v to v / 127.5 - 1"
+            if isinstance(self.base, ScaledImages):
+                remedy = "set data.range to the range of the data in their own units, or data.sigma_units to data"
+            raise UserError(f"{self._name(index[k])} has values from {low:.4g} to {high:.4g}, but {must}: {remedy}")
 
     def _check_levels(self, index: list[int], levels: Tensor, items: Tensor) -> None:
         if levels.ndim > 1 and levels.shape != items.shape:

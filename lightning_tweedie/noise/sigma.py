@@ -29,20 +29,25 @@ AUTO = "auto"
 LARGEST_SIGMA = 5.0
 
 
-def _check_level(sigma: float, name: str) -> float:
+def _check_level(sigma: float, name: str, unit: float | None = 1.0) -> float:
     if not math.isfinite(sigma):
         raise UserError(f"{name} = {sigma} is not a number: give a standard deviation >= 0")
     if sigma < 0:
         raise UserError(f"{name} = {sigma:g} is negative: give a standard deviation >= 0")
-    if sigma > LARGEST_SIGMA:
+    if unit not in (None, 1.0) and sigma > LARGEST_SIGMA * unit:
+        raise UserError(
+            f"{name} = {sigma:g} is too large: the range of the data, which becomes [-1, 1], is only {2 * unit:g} in "
+            "their own units; check the level and its units"
+        )
+    if unit == 1.0 and sigma > LARGEST_SIGMA:
         raise UserError(
             f"{name} = {sigma:g} is too large for data in [-1, 1]: if it is on the 8-bit scale 0..255, "
-            f"write {sigma:g} / 127.5 = {sigma / 127.5:.4g}"
+            f"write {sigma:g} / 127.5 = {sigma / 127.5:.4g}, or set sigma_units to data"
         )
-    return float(sigma)
+    return float(sigma) / (unit or 1.0)
 
 
-def _read_table(path: Path, name: str) -> Tensor:
+def _read_table(path: Path, name: str, unit: float | None) -> Tensor:
     if not path.is_file():
         raise UserError(
             f"{name} = {str(path)!r} is neither a number, nor a range [lo, hi], nor an existing file: "
@@ -65,22 +70,27 @@ def _read_table(path: Path, name: str) -> Tensor:
         table = table.reshape(-1)
     if table.ndim != 1 or not len(table):
         raise UserError(f"{name} = {str(path)!r} has shape {table.shape}: write one level per item, in one column")
-    bad = np.flatnonzero(~np.isfinite(table) | (table < 0) | (table > LARGEST_SIGMA))
+    largest = math.inf if unit is None else LARGEST_SIGMA * unit
+    bad = np.flatnonzero(~np.isfinite(table) | (table < 0) | (table > largest))
     if len(bad):
-        _check_level(float(table[bad[0]]), f"{name} ({path}, item {bad[0]})")
-    return torch.from_numpy(table.astype(np.float32))
+        _check_level(float(table[bad[0]]), f"{name} ({path}, item {bad[0]})", unit)
+    return torch.from_numpy((table / (unit or 1.0)).astype(np.float32))
 
 
-def parse_sigma(sigma: Sigma, name: str = "data.sigma") -> float | tuple[float, float] | Tensor:
+def parse_sigma(
+    sigma: Sigma, name: str = "data.sigma", unit: float | None = 1.0
+) -> float | tuple[float, float] | Tensor:
     """Reads and checks what the user wrote.
 
     Args:
         sigma: One level ``>= 0``; a range ``[lo, hi]`` with ``0 < lo <= hi``; or the path of a table
             (``.npy``, ``.csv`` or ``.txt``) with one level per item.
         name: The setting's name, for messages.
+        unit: How much one unit of the scale [-1, 1] is in the units in which the levels are given; None: not known
+            yet, they stay as they are.
 
     Returns:
-        The level, the range, or the table as a float32 tensor ``(N,)``.
+        The level, the range, or the table as a float32 tensor ``(N,)``, on the scale of [-1, 1].
 
     Raises:
         UserError: A level is negative, not finite, or so large that it must be in other units; the range is
@@ -91,24 +101,24 @@ def parse_sigma(sigma: Sigma, name: str = "data.sigma") -> float | tuple[float, 
         (0.1, 0.5)
     """
     if isinstance(sigma, (str, Path)):
-        return _read_table(Path(sigma).expanduser(), name)
+        return _read_table(Path(sigma).expanduser(), name, unit)
     if isinstance(sigma, Sequence):
         if len(sigma) != 2:
             raise UserError(
                 f"{name} = {list(sigma)} has {len(sigma)} numbers: give one level, a range [lo, hi], "
                 "or the path of a table with one level per item"
             )
-        low, high = (_check_level(float(s), name) for s in sigma)
+        low, high = (_check_level(float(s), name, unit) for s in sigma)
         if not 0 < low <= high:
             raise UserError(
                 f"{name} = [{low:g}, {high:g}] is not a range with 0 < lo <= hi: the levels are drawn uniformly in "
                 "log sigma (for items without any noise use data.clean_fraction)"
             )
         return low, high
-    return _check_level(float(sigma), name)
+    return _check_level(float(sigma), name, unit)
 
 
-def item_sigmas(sigma: Sigma, count: int, seed: int, clean_fraction: float = 0.0) -> Tensor:
+def item_sigmas(sigma: Sigma, count: int, seed: int, clean_fraction: float = 0.0, unit: float = 1.0) -> Tensor:
     """The noise level of each of ``count`` items, a pure function of the seed and the item's index.
 
     A range is drawn from uniformly in log sigma, because sigma is a scale: as many items fall between 0.1 and 0.2 as
@@ -120,14 +130,15 @@ def item_sigmas(sigma: Sigma, count: int, seed: int, clean_fraction: float = 0.0
         seed: The user's seed.
         clean_fraction: Chance of each item to be clean, in [0, 1]; clean items have level 0. Whether an item is
             clean depends on the seed and its index alone, so the share comes out within binomial error.
+        unit: See :func:`parse_sigma`.
 
     Returns:
-        Levels ``(count,)``, float32, ``>= 0``.
+        Levels ``(count,)``, float32, ``>= 0``, on the scale of [-1, 1].
 
     Raises:
         UserError: See :func:`parse_sigma`; or the table has another length; or the fraction is not in [0, 1].
     """
-    parsed = parse_sigma(sigma)
+    parsed = parse_sigma(sigma, unit=unit)
     if not 0 <= clean_fraction <= 1:
         raise UserError(f"data.clean_fraction = {clean_fraction:g} is not a fraction: give a number from 0 to 1")
     if isinstance(parsed, Tensor):
