@@ -6,6 +6,7 @@ returns ``uint8`` arrays, which every viewer and logger shows alike.
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lightning_tweedie.errors import UserError
+from lightning_tweedie.files import write_whole
 
 __all__ = ["can_be_drawn", "grid", "panel", "save", "to_uint8"]
 
@@ -145,17 +147,14 @@ def save(picture: Picture, path: str | Path) -> None:
         path: Where to; the suffix says the format, PNG keeps every pixel.
 
     Raises:
-        UserError: If the file exists: a picture is never overwritten.
+        UserError: If the file exists, for a picture is never overwritten, or cannot be written.
     """
     from PIL import Image
 
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with path.open("xb") as file:
-            Image.fromarray(picture).save(file, format=path.suffix.removeprefix(".") or "png")
-    except FileExistsError:
-        raise UserError(f"{path} exists already and is not overwritten: move it or choose another name") from None
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, format=path.suffix.removeprefix(".") or "png")
+    write_whole(path, file.getbuffer(), replace=False)
 
 
 def _wrap(title: str, width: int) -> str:

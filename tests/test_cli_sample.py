@@ -1,9 +1,10 @@
-"""`sample` and `denoise` from a checkpoint alone."""
+"""`sample` from a checkpoint alone."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from command_line import DIGITS, run
 from lightning import Trainer
@@ -19,7 +20,7 @@ from lightning_tweedie.errors import UserError
 from lightning_tweedie.module import TweedieModule
 from lightning_tweedie.networks import MLP
 from lightning_tweedie.randomness import SampleNoise
-from lightning_tweedie.sampling import Heun, SDEDPMSolverPP2M, one_step, posterior_samples, sample
+from lightning_tweedie.sampling import Heun, sample
 
 
 @pytest.fixture(scope="module")
@@ -131,73 +132,14 @@ def test_a_checkpoint_of_a_training_without_a_data_module(tmp_path: Path) -> Non
         load_denoiser(path)
 
 
-@pytest.fixture
-def noisy(tmp_path: Path) -> Path:
-    """An 8-bit image, floats beyond [-1, 1] in a folder below, and one of another size."""
-    folder = tmp_path / "noisy"
-    (folder / "more").mkdir(parents=True)
-    generator = np.random.default_rng(0)
-    Image.fromarray(generator.integers(0, 256, (28, 28), dtype=np.uint8)).save(folder / "a.png")
-    np.save(folder / "more/b.npy", generator.normal(0, 1.5, (1, 28, 28)).astype(np.float32))
-    Image.fromarray(generator.integers(0, 256, (32, 24), dtype=np.uint8)).save(folder / "c.png")
-    return folder
-
-
-def test_denoise(ckpt: Path, noisy: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    options = ["--ckpt_path", str(ckpt), "--input", str(noisy), "--out", str(out), "--steps", "4"]
-    assert main(["denoise", *options, "--draws", "5"]) == 0
-    denoiser = load_denoiser(ckpt).denoiser
-    x_n = {
-        "a.png": torch.from_numpy(np.array(Image.open(noisy / "a.png"))).float()[None] / 127.5 - 1,
-        "c.png": torch.from_numpy(np.array(Image.open(noisy / "c.png"))).float()[None] / 127.5 - 1,
-        "more/b.npy": torch.from_numpy(np.load(noisy / "more/b.npy")),
-    }
-    for index, (name, x) in enumerate(sorted(x_n.items())):
-        made = np.load(out / f"arrays/{name}.npz")
-        np.testing.assert_allclose(made["one_step"], one_step(denoiser, x[None], 0.5)[0], atol=1e-5)
-        draws = posterior_samples(denoiser, x[None], 0.5, 5, SDEDPMSolverPP2M(steps=4), seed=0, indices=[index])[:, 0]
-        np.testing.assert_allclose(made["draws"], draws, atol=2e-4)
-        np.testing.assert_allclose(made["mean"], made["draws"].mean(0), atol=1e-5)
-        np.testing.assert_allclose(made["std"], made["draws"].std(0, ddof=1), atol=1e-5)
-        picture = f"{name}" if name.endswith(".png") else f"{name}.png"
-        for kind in ("one_step", "mean", "std"):
-            assert Image.open(out / kind / picture).size == x.shape[:0:-1]
-        pixels = np.asarray(Image.open(out / "std" / picture).convert("L")).astype(float)
-        # White is the noise level.
-        np.testing.assert_allclose(pixels, (made["std"][0] / 0.5 * 255).clip(0, 255), atol=0.51)
-        assert len(list((out / "draws").glob(f"{name}_*.png"))) == 5
-    assert (out / "overview.png").is_file()
-    assert main(["denoise", *options]) == 2
-
-
-def test_denoise_at_another_level_with_one_step(ckpt: Path, noisy: Path, tmp_path: Path) -> None:
-    options = ["--ckpt_path", str(ckpt), "--input", str(noisy), "--out", str(tmp_path / "out"), "--sigma", "0.2"]
-    assert main(["denoise", *options]) == 0
-    x = torch.from_numpy(np.load(noisy / "more/b.npy"))[None]
-    made = np.load(tmp_path / "out/arrays/more/b.npy.npz")
-    assert list(made) == ["one_step"]
-    np.testing.assert_allclose(made["one_step"], one_step(load_denoiser(ckpt).denoiser, x, 0.2)[0], atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--sigma", "25"], "sigma = 25"),
-        (["--sigma", "-1"], "negative"),
-        (["--draws", "-1"], "draws = -1"),
-        (["--input", "nowhere"], "'nowhere' does not exist: give the folder with the images"),
-        (["--device", "tpu9"], "device = tpu9"),
-        (["--bogus", "1"], "--bogus"),
-    ],
-)
-def test_denoise_refuses(
-    ckpt: Path, noisy: Path, tmp_path: Path, options: list[str], words: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    given = ["--ckpt_path", str(ckpt), "--input", str(noisy), "--out", str(tmp_path / "out"), *options]
-    assert main(["denoise", *given]) == 2
-    told = capsys.readouterr().err
-    assert words in told
-    assert "data." not in told
-    assert told.startswith("error: ")
-    assert not list(tmp_path.glob("out/*"))
+def test_samples_in_the_units_of_the_data(ckpt: Path, tmp_path: Path) -> None:
+    content = torch.load(ckpt, weights_only=True)
+    content["lightning_tweedie"]["scale"] = {"low": 0.0, "high": 4095.0, "dtype": "uint16"}
+    torch.save(content, tmp_path / "deep.ckpt")
+    made = samples(tmp_path / "deep.ckpt", tmp_path / "out", "--num", "2")
+    for number in range(2):
+        pixels = tifffile.imread(tmp_path / f"out/000{number}.tif")
+        assert pixels.dtype == np.uint16
+        np.testing.assert_array_equal(pixels, np.rint((made[number, 0].astype(float) + 1) * 2047.5).clip(0, 65535))
+    samples(ckpt, tmp_path / "out", "--num", "1", "--overwrite", "true")
+    assert not list((tmp_path / "out").glob("*.tif"))  # of 8-bit data the PNGs are enough

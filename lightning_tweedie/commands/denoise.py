@@ -1,23 +1,27 @@
 """`denoise`: noisy images restored with a checkpoint alone."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 from lightning_tweedie.commands.function_cli import call_with
-from lightning_tweedie.commands.output import choose_device, output_folder, write_picture
+from lightning_tweedie.commands.output import choose_device, write_picture
+from lightning_tweedie.commands.restored_files import RestoredFiles
 from lightning_tweedie.commands.samplers import make_sampler
 from lightning_tweedie.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lightning_tweedie.checkpoint import TrainedDenoiser
     from lightning_tweedie.data.images import ImageFolder
+    from lightning_tweedie.data.scale import DataScale
 
 __all__ = ["denoise", "main"]
 
-SHOWN = 8
-"""So many images are shown in the overview."""
+SHOWN, SIDE = 8, 256
+"""So many images are shown in the overview, of large ones the middle of so many pixels."""
 
 
 def denoise(
@@ -25,35 +29,40 @@ def denoise(
     input: str,  # noqa: A002 - the option's name
     out: str,
     sigma: float | None = None,
+    sigma_units: Literal["scaled", "data"] = "scaled",
     draws: int = 0,
     steps: int = 18,
     seed: int = 0,
     batch_size: int = 16,
+    range: list[float] | None = None,  # noqa: A002
+    key: str | None = None,
     average: int = 0,
     device: str = "auto",
-    overwrite: bool = False,
     allow: list[str] | None = None,
 ) -> None:
     """Restores noisy images with the averaged weights of a checkpoint.
 
     Writes for every image the estimate of least squared error (one_step/); with --draws also draws of what the clean
-    image may have been (draws/), their mean (mean/) and their standard deviation pixel by pixel (std/, where white is
-    the noise level). Everything is in arrays/ as floats too, and overview.png shows the first images.
+    image may have been (draws/0/, draws/1/, ...), their mean (mean/) and their standard deviation pixel by pixel
+    (std/). They have the name, the format, the size, the type and the units of the input; deviations are floats.
+    overview.png shows the first images. Large images are restored in overlapping tiles of the size of the training.
+
+    The same command goes on where it was interrupted. Nothing is overwritten.
 
     Args:
         ckpt_path: The checkpoint.
-        input: Folder of noisy images: PNG, JPEG, TIFF, ... on a scale that is mapped to [-1, 1], or NPY with floats
-            (C, H, W) on that very scale, which are not clipped.
-        out: Folder for the results; it must be empty.
-        sigma: Standard deviation of the noise on the scale [-1, 1] (that of 8-bit values divided by 127.5); the level
-            of the training data when left out.
+        input: Folder of noisy images, or one file of them: PNG, JPEG, TIFF, NPY, NPZ, HDF5, FITS.
+        out: Folder for the results: a new one, or that of the same command.
+        sigma: Standard deviation of the noise; the level of the training data when left out.
+        sigma_units: The units of sigma: those of data in [-1, 1] (scaled), or those of the images (data).
         draws: Draws from the posterior per image.
         steps: Noise levels per draw.
-        seed: Seed of the draws.
-        batch_size: Images restored at once.
+        seed: Seed of the draws; a draw depends on it and on the image's name.
+        batch_size: Images, or tiles, restored at once.
+        range: Which values of the images, [low, high], the network knows as [-1, 1]; as in training when left out.
+        key: Which array of a file, where there may be several: a name in NPZ and HDF5, a unit (HDU) in FITS.
         average: Which weight average, in the order of ema.half_lives: 0 is the first.
         device: auto, cpu, cuda, cuda:1, ...
-        overwrite: Replace files of an earlier call.
         allow: Packages whose network classes the checkpoint may use, besides this library: their code is run.
 
     Raises:
@@ -61,91 +70,171 @@ def denoise(
     """
     if draws < 0 or batch_size < 1:
         raise UserError(f"draws = {draws} must be at least 0 and batch_size = {batch_size} at least 1")
-    import torch
     from tqdm import tqdm
 
     from lightning_tweedie.checkpoint import load_denoiser
     from lightning_tweedie.data.images import ImageFolder
+    from lightning_tweedie.evaluation.store import conditions
     from lightning_tweedie.noise.sigma import parse_sigma
-    from lightning_tweedie.pictures import panel
     from lightning_tweedie.sampling import one_step, posterior_samples
+    from lightning_tweedie.tiling import TiledDenoiser
 
     trained = load_denoiser(ckpt_path, allow or [], choose_device(device), average)
     if len(trained.shape) != 3:
         raise UserError(f"the checkpoint is about data of shape {trained.shape}, not about images: use `sample`")
-    level = parse_sigma(trained.sigma_n if sigma is None else sigma, "sigma")
+    images = ImageFolder(input, trained.shape[0], key, convert=False)
+    scale = _find_scale(trained, images, range)
+    # Without a level the training's own, which is on the scale of [-1, 1].
+    unit = scale.unit if sigma_units == "data" and sigma is not None else 1.0
+    level = parse_sigma(trained.sigma_n if sigma is None else sigma, "sigma", unit)
     assert isinstance(level, float)
     if level == 0:
         raise UserError("sigma = 0 leaves nothing to restore: give the noise level of the images with --sigma")
-    images = ImageFolder(input, channels=trained.shape[0])
+    shapes = _check(images, scale)
     solver = make_sampler("sde-dpmsolver++", steps)
-    folder = output_folder(out, overwrite)
-    overview: list[dict[str, Any]] = []
-    with tqdm(total=len(images), desc="denoising", unit="image") as bar:
-        for indices, batch in _batches(images, batch_size):
+    tiled = TiledDenoiser(trained.denoiser, trained.shape[1:], batch_size=batch_size).eval()
+    made_with = conditions(
+        trained.denoiser,
+        trained.shape,
+        solver,
+        seed,
+        sigma=level,
+        draws=draws,
+        range=[scale.low, scale.high],
+        key=key,
+        input=str(Path(input).expanduser().resolve()),
+    )
+    files = RestoredFiles(out, images, scale, draws, made_with)
+    pending = files.pending
+    looks = 1 + draws * solver.evaluations(steps)
+    total = looks * sum(tiled.count(shapes[index]) for index in pending)
+    with tqdm(total=total, desc="denoising", unit="tile") as bar:
+        trained.denoiser.register_forward_hook(lambda module, inputs, answer: bar.update(len(answer)) and None)
+        for indices in _batches(pending, shapes, trained.shape, batch_size):
+            batch = _stack(images, indices)
             x_n = batch.to(trained.denoiser.sigma_data.device)
-            results = {"one_step": one_step(trained.denoiser, x_n, level).cpu()}
+            results = {"one_step": one_step(tiled, x_n, level).cpu()}  # type: ignore[arg-type]
             if draws:
-                drawn = posterior_samples(trained.denoiser, x_n, level, draws, solver, seed=seed, indices=indices).cpu()
-                results |= {
-                    "mean": drawn.mean(0),
-                    "std": drawn.std(0, correction=min(1, draws - 1)),
-                    "draws": drawn.transpose(0, 1),
-                }
+                numbers = [_number(images.names[index]) for index in indices]
+                drawn = posterior_samples(tiled, x_n, level, draws, solver, seed=seed, indices=numbers).cpu()  # type: ignore[arg-type]
+                results |= {"mean": drawn.mean(0), "std": drawn.std(0, correction=min(1, draws - 1))}
+                results |= {f"draws/{k}": draw for k, draw in enumerate(drawn)}
             for row, index in enumerate(indices):
-                item = {key: value[row] for key, value in results.items()}
-                _write(item, level, images.names[index], folder)
-                if len(overview) < SHOWN and (not overview or overview[0]["noisy"].shape == batch[row].shape):
-                    overview.append({"noisy": batch[row], **item})
-            bar.update(len(indices))
-    columns = [(f"noisy, sigma {level:.3g}", torch.stack([o["noisy"] for o in overview]))]
-    columns.append(("one-step estimate", torch.stack([o["one_step"] for o in overview])))
-    if draws:
-        columns.append((f"mean of {draws} draws", torch.stack([o["mean"] for o in overview])))
-        columns.append(("one draw", torch.stack([o["draws"][0] for o in overview])))
-        columns.append(("std (white: sigma)", torch.stack([_std_picture(o["std"], level) for o in overview])))
-    write_picture(panel(columns), folder / "overview.png")
-    print(f"Wrote {len(images)} restored images to {folder}")
+                files.add(index, {kind: result[row] for kind, result in results.items()})
+    files.clear()
+    if not (files.folder / "overview.png").exists():
+        _draw(images, files, level)
+    before = len(images) - len(pending)
+    print(f"Wrote {len(pending)} restored images to {files.folder}{f', beside {before} of before' if before else ''}")
 
 
-def _batches(images: "ImageFolder", batch_size: int) -> Iterator[tuple[list[int], "Tensor"]]:
-    """Successive images of the same size, at most ``batch_size`` at once, with their numbers."""
+def _find_scale(trained: "TrainedDenoiser", images: "ImageFolder", limits: list[float] | None) -> "DataScale":
+    """How the values of the images become what the network knows as [-1, 1]."""
+    from lightning_tweedie.data.scale import DataScale
+
+    if limits is not None:
+        scale: DataScale | None = DataScale.declared(limits, images.dtype, "range")
+    elif trained.scale is not None:
+        scale = DataScale.from_dict(trained.scale).for_dtype(images.dtype)
+    else:
+        scale = DataScale.natural(images.dtype)
+    if scale is None:
+        raise UserError(
+            f"{images.describe(0)} holds {images.dtype}, and the checkpoint does not say which of its values are to be "
+            "[-1, 1]: say it with --range, for example --range [0,4095]"
+        )
+    images.scale = scale
+    return scale
+
+
+def _check(images: "ImageFolder", scale: "DataScale") -> list[tuple[int, ...]]:
+    """Reads every image once, so that what is wrong with one shows before any work.
+
+    Returns:
+        The shape of each.
+    """
+    from tqdm import tqdm
+
+    from lightning_tweedie.noise.sigma import LARGEST_SIGMA
+
+    shapes: list[tuple[int, ...]] = []
+    errors: list[UserError] = []
+    low, high = float("inf"), -float("inf")
+    for index in tqdm(range(len(images)), desc="checking", unit="image"):
+        try:
+            image = images.raw(index)
+        except UserError as error:
+            errors.append(error)
+            continue
+        shapes.append(image.shape)
+        low, high = min(low, float(image.min())), max(high, float(image.max()))
+    if errors:
+        more = f" ({len(errors) - 1} more images are bad too)" if len(errors) > 1 else ""
+        raise UserError(f"{errors[0]}{more}")
+    far = (1 + 10 * LARGEST_SIGMA) * scale.unit
+    middle = (scale.low + scale.high) / 2
+    # Floats that are to be on [-1, 1] and never below the middle are most likely on another scale.
+    doubtful = scale.is_natural and images.dtype.kind == "f" and low >= 0
+    if doubtful or low < middle - far or high > middle + far:
+        raise UserError(
+            f"the images have values from {low:.4g} to {high:.4g}, but the network knows [{scale.low:g}, "
+            f"{scale.high:g}] as [-1, 1]: say with --range which values of these images are to be that"
+        )
+    return shapes
+
+
+def _number(name: str) -> int:
+    """A number that belongs to a name, so that draws do not depend on what else is in the folder."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def _batches(
+    pending: list[int], shapes: list[tuple[int, ...]], tile: tuple[int, ...], batch_size: int
+) -> Iterator[list[int]]:
+    """Successive images of the same size, at most ``batch_size`` at once; those that are tiled one by one."""
+    batch: list[int] = []
+    for index in pending:
+        size = batch_size if shapes[index] == tile else 1
+        if batch and (len(batch) >= size or shapes[index] != shapes[batch[0]]):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _stack(images: "ImageFolder", indices: list[int]) -> "Tensor":
     import torch
 
-    indices: list[int] = []
-    batch: list[Tensor] = []
-    for index in range(len(images)):
-        image = images[index]
-        if batch and (len(batch) == batch_size or image.shape != batch[0].shape):
-            yield indices, torch.stack(batch)
-            indices, batch = [], []
-        indices.append(index)
-        batch.append(image)
-    yield indices, torch.stack(batch)
+    return torch.stack([images[index] for index in indices])
 
 
-def _std_picture(std: "Tensor", level: float) -> "Tensor":
-    """Standard deviation, averaged over the channels: black is 0, white the noise level, in [-1, 1] for a picture."""
-    return std.square().mean(0, keepdim=True).sqrt().expand_as(std) / level * 2 - 1
+def _draw(images: "ImageFolder", files: RestoredFiles, level: float) -> None:
+    """Shows the first images of the size of the very first."""
+    import torch
 
+    from lightning_tweedie.pictures import panel
 
-def _write(item: dict[str, "Tensor"], level: float, name: str, folder: Path) -> None:
-    """All files of one image; folders below the input stay folders below the output."""
-    import numpy as np
+    first = images.raw(0).shape
+    shown = [index for index in range(min(SHOWN, len(images))) if images.raw(index).shape == first]
 
-    from lightning_tweedie.pictures import grid
+    def column(results: "list[Tensor]") -> "Tensor":
+        top, left = (max(0, (size - SIDE) // 2) for size in first[1:])
+        # Of other numbers of channels than grey and colour the first one.
+        seen = first[0] if first[0] in (1, 3) else 1
+        return torch.stack([x[:seen, top : top + SIDE, left : left + SIDE] for x in results])
 
-    # The ending stays part of the name: a.png and a.jpg are different images.
-    arrays = folder / "arrays" / f"{name}.npz"
-    arrays.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(arrays, **{key: value.numpy() for key, value in item.items()})  # type: ignore[arg-type]
-    pictures = {f"{key}/{name}": item[key] for key in ("one_step", "mean") if key in item}
-    if "draws" in item:
-        pictures[f"std/{name}"] = _std_picture(item["std"], level)
-        pictures |= {f"draws/{name}_{number}": draw for number, draw in enumerate(item["draws"])}
-    for path, image in pictures.items():
-        path = path if path.lower().endswith(".png") else f"{path}.png"
-        write_picture(grid(image[None], per_row=1, side=1), folder / path)
+    columns = [
+        (f"noisy, sigma {level:.3g}", column([images[i] for i in shown])),
+        ("one-step estimate", column([files.read("one_step", i) for i in shown])),
+    ]
+    draws = sum(kind.startswith("draws/") for kind in files.kinds)
+    if draws:
+        columns.append((f"mean of {draws} draws", column([files.read("mean", i) for i in shown])))
+        columns.append(("one draw", column([files.read("draws/0", i) for i in shown])))
+        deviations = column([files.read("std", i) for i in shown])
+        columns.append(("std (white: sigma)", deviations.square().mean(1, keepdim=True).sqrt() / level * 2 - 1))
+    write_picture(panel(columns), files.folder / "overview.png")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning_tweedie.commands.function_cli import call_with
 from lightning_tweedie.commands.output import choose_device, output_folder, write_picture
@@ -37,8 +37,9 @@ def sample(
 ) -> None:
     """Draws samples with the averaged weights of a checkpoint.
 
-    Writes every sample as PNG, a picture of all of them (grid.png) and the samples as floats (samples.npz). A sample
-    depends on the seed and its number, not on the batch it is made in.
+    Writes every sample as PNG, a picture of all of them (grid.png) and the samples as floats (samples.npz), these on the
+    scale of [-1, 1]; models of data that are not of 8 bits also write each sample as TIFF, in the data's own units and
+    type. A sample depends on the seed and its number, not on the batch it is made in.
 
     Args:
         ckpt_path: The checkpoint.
@@ -52,7 +53,7 @@ def sample(
         batch_size: Samples made at once; changes the memory needed, not the samples.
         average: Which weight average, in the order of ema.half_lives: 0 is the first.
         device: auto, cpu, cuda, cuda:1, ...
-        overwrite: Replace files of an earlier call; all of its numbered PNGs go.
+        overwrite: Replace files of an earlier call; all of its numbered PNGs and TIFFs go.
         allow: Packages whose network classes the checkpoint may use, besides this library: their code is run.
 
     Raises:
@@ -88,14 +89,16 @@ def sample(
     _remove_earlier(folder)
     np.savez(folder / "samples.npz", samples=samples.numpy())
     _draw(samples, folder)
+    if trained.scale is not None and len(trained.shape) == 3:
+        _write_own_units(samples, trained.scale, folder)
     print(f"Wrote {num} samples to {folder}")
 
 
 def _remove_earlier(folder: Path) -> None:
     """Removes the pictures of an earlier call, of which there may be more than now."""
     if (folder / "samples.npz").is_file():
-        for path in folder.glob("*.png"):
-            if re.fullmatch(r"[0-9]{4,}\.png", path.name):
+        for path in folder.iterdir():
+            if re.fullmatch(r"[0-9]{4,}\.(png|tif)", path.name):
                 path.unlink()
 
 
@@ -108,11 +111,35 @@ def _draw(samples: "Tensor", folder: Path) -> None:
     if samples.ndim == 2:
         write_picture(panel([("samples", samples)]), folder / "grid.png")
         return
-    digits = max(4, len(str(len(samples) - 1)))
     for number, image in enumerate(samples):
-        write_picture(grid(image[None], per_row=1, side=1), folder / f"{number:0{digits}}.png")
+        write_picture(grid(image[None], per_row=1, side=1), folder / f"{_name(number, len(samples))}.png")
     shown = samples[:LARGEST_GRID]
     write_picture(grid(shown, per_row=math.ceil(math.sqrt(len(shown)))), folder / "grid.png")
+
+
+def _write_own_units(samples: "Tensor", content: dict[str, Any], folder: Path) -> None:
+    """Samples in the units and the type of the data, unless these are what the PNGs have."""
+    from lightning_tweedie.data.formats.layout import Layout
+    from lightning_tweedie.data.formats.stored import Stored
+    from lightning_tweedie.data.formats.tiff_file import TiffFile
+    from lightning_tweedie.data.scale import DataScale
+    from lightning_tweedie.files import write_whole
+
+    scale = DataScale.from_dict(content)
+    if scale.dtype == "uint8":
+        return
+    channels, height, width = samples.shape[1:]
+    axes = {1: "YX", 3: "YXC"}.get(channels, "CYX")
+    sizes = {"C": channels, "Y": height, "X": width}
+    layout = Layout(tuple(sizes[axis] for axis in axes), axes)
+    for number, image in enumerate(samples):
+        array = layout.join([scale.restored(image)])
+        path = folder / f"{_name(number, len(samples))}.tif"
+        write_whole(path, TiffFile().write(array, Stored.whole(array, axes)))
+
+
+def _name(number: int, count: int) -> str:
+    return f"{number:0{max(4, len(str(count - 1)))}}"
 
 
 def main(argv: Sequence[str]) -> None:
