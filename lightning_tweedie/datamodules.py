@@ -93,7 +93,8 @@ class NoisyDataModule(LightningDataModule):
         inject: Put noise into clean data. False: the data are noisy by nature, at the level ``sigma``.
         clean_fraction: Share of the training items that stay clean (sigma_n = 0), chosen by seed and index.
         augment: Random changes after the noise, different in every epoch: hflip, vflip, rot90, shift:<pixels>
-            (around the edge), crop:<pixels>.
+            (around the edge), crop:<pixels>, with which images may be of different sizes.
+        crops: How many crops are taken of each item in an epoch; more than 1 for few large images.
         transform: albumentations before the noise, deterministic ones only: a list of
             ``{class_path: albumentations.Resize, init_args: {height: 32, width: 32}}``.
         holdout: Items kept out of training for validation, chosen by the seed; unless ``val_set()`` gives others.
@@ -112,6 +113,7 @@ class NoisyDataModule(LightningDataModule):
         inject: bool = True,
         clean_fraction: float = 0.0,
         augment: list[str] | None = None,
+        crops: int = 1,
         transform: list[dict[str, Any]] | None = None,
         holdout: int = 500,
     ) -> None:
@@ -138,7 +140,12 @@ class NoisyDataModule(LightningDataModule):
                 f"data.clean_fraction = {clean_fraction:g} but data.inject is false: give a table of levels in "
                 "data.sigma with 0 for the clean items"
             )
-        sizes = {"batch_size": (batch_size, 1), "num_workers": (num_workers, 0), "holdout": (holdout, 0)}
+        sizes = {
+            "batch_size": (batch_size, 1),
+            "num_workers": (num_workers, 0),
+            "holdout": (holdout, 0),
+            "crops": (crops, 1),
+        }
         for name, (value, least) in sizes.items():
             if value < least:
                 raise UserError(f"data.{name} = {value} is too small: give at least {least}")
@@ -151,6 +158,9 @@ class NoisyDataModule(LightningDataModule):
         self.clean_fraction = clean_fraction
         self.holdout = holdout
         self.augmentation = Augmentation(augment or [], seed)
+        self.crops = crops
+        if crops > 1 and not self.augmentation.crops:
+            raise UserError(f"data.crops = {crops} but nothing is cropped: add crop:<pixels> to data.augment")
         self.transform = build_transform(transform, inject) if transform else None
         self._train: NoisyDataset | None = None
         self._val: NoisyDataset | None = None
@@ -257,7 +267,7 @@ class NoisyDataModule(LightningDataModule):
                 self._sigma_n = train.scan()  # every rank must know the largest level
             else:
                 train.scan(rank, ranks)
-            ResumableSampler(train, self.batch_size, num_replicas=ranks)  # checks the batch size
+            ResumableSampler(train, self.batch_size, num_replicas=ranks, looks=self.crops)  # checks the batch size
             self.sigma_data  # noqa: B018 - once, before training
         for dataset in (self._val, None if stage == "fit" else self._test):
             if dataset is not None:
@@ -378,7 +388,8 @@ class NoisyDataModule(LightningDataModule):
         rank, ranks = self._ranks()
         train = self._training_set()
         position = None if self.trainer is None else self._batches_done
-        return self._loader(train, ResumableSampler(train, self.batch_size, self.seed, ranks, rank, position))
+        sampler = ResumableSampler(train, self.batch_size, self.seed, ranks, rank, position, self.crops)
+        return self._loader(train, sampler)
 
     def val_dataloader(self) -> DataLoader[NoisyBatch] | list[DataLoader[NoisyBatch]]:
         """Held-out noisy items, in order, with ``x_0`` where it is known."""

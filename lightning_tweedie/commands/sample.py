@@ -37,8 +37,8 @@ def sample(
 ) -> None:
     """Draws samples with the averaged weights of a checkpoint.
 
-    Writes every sample as PNG, a picture of all of them (grid.png) and the samples as floats (samples.npz), these on the
-    scale of [-1, 1]; models of data that are not of 8 bits also write each sample as TIFF, in the data's own units and
+    Writes every sample as PNG, a picture of all of them (grid.png) and the samples as floats on the scale of [-1, 1]
+    (samples.npz); models of data that are not of 8 bits also write each sample as TIFF, in the data's own units and
     type. A sample depends on the seed and its number, not on the batch it is made in.
 
     Args:

@@ -20,6 +20,8 @@ __all__ = ["Augmentation"]
 
 _PLAIN = ("hflip", "vflip", "rot90")
 _SIZED = ("shift", "crop")
+#: So many numbers are kept, of the last epochs.
+_KEPT = 1 << 20
 
 
 class Augmentation:
@@ -55,6 +57,11 @@ class Augmentation:
             "and crop:<pixels> keep white noise white: use those, or a deterministic data.transform before the noise"
         )
 
+    @property
+    def crops(self) -> bool:
+        """Whether one of the steps takes a part, so that items may be of different sizes."""
+        return any(name == "crop" for name, _ in self.steps)
+
     def check(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of an item afterwards.
 
@@ -88,8 +95,10 @@ class Augmentation:
             # Drawn row by row from one generator: a longer table starts with the shorter one.
             count = 1 << highest.bit_length()
             table = item_generator(self.seed, "augment", epoch).random((count, len(self.steps), 2))
-            # A batch belongs to one epoch; a loader may be one ahead.
-            self._tables = {e: t for e, t in self._tables.items() if e == epoch - 1} | {epoch: table}
+            self._tables[epoch] = table
+            # A loader may be one epoch ahead.
+            while len(self._tables) > max(2, _KEPT // table.size):
+                del self._tables[next(iter(self._tables))]
         return table
 
     def __call__(self, tensors: Sequence[Tensor], indices: Sequence[int], epochs: Sequence[int]) -> list[Tensor]:

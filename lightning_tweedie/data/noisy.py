@@ -72,7 +72,7 @@ class NoisyDataset(Dataset[NoisyBatch]):
         places: Which items of ``base`` belong to this set; default: all, in order.
         with_clean: Give back ``x_0`` too, for evaluation.
         transform: From one item to another, deterministic, before the noise.
-        augmentation: After the noise, different in every epoch.
+        augmentation: After the noise, different in every epoch. If it takes parts, items may be of different sizes.
 
     Raises:
         UserError: On reading: items of different shapes, on a wrong scale, of a wrong type, or not finite.
@@ -102,7 +102,8 @@ class NoisyDataset(Dataset[NoisyBatch]):
         self.with_clean = with_clean and inject
         self.transform = transform
         self.augmentation = augmentation or Augmentation([], seed)
-        self._kept: tuple[Tensor, Tensor] | None = None
+        self._any_size = self.augmentation.crops and not isinstance(base, ArrayDataset)
+        self._kept: tuple[Tensor, Tensor] | tuple[list[Tensor], list[Tensor]] | None = None
         self._item_shape: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
@@ -132,11 +133,13 @@ class NoisyDataset(Dataset[NoisyBatch]):
             keys: The items' places in this set; with the epoch, if there is augmentation.
         """
         draws = [key if isinstance(key, Draw) else Draw(int(key), 0) for key in keys]
+        if self._any_size and len(draws) > 1:
+            return collate([self[draw] for draw in draws])
         rows = torch.tensor([draw.place for draw in draws])
         index = self.places[rows]
         x_0 = None
         if self._kept is not None:
-            x_n, sigma_n = (kept[rows] for kept in self._kept)
+            x_n, sigma_n = (k[rows] if isinstance(k, Tensor) else k[int(rows[0])][None] for k in self._kept)
         else:
             x_n, sigma_n, x_0 = self._make(index.tolist())
         x_0 = x_0 if self.with_clean else None
@@ -149,6 +152,8 @@ class NoisyDataset(Dataset[NoisyBatch]):
 
     def clean(self, rows: Sequence[int]) -> Tensor:
         """Clean items ``(B, *shape)``, for evaluation only; a crop is the one of epoch 0."""
+        if self._any_size and len(rows) > 1:
+            return torch.cat([self.clean([row]) for row in rows])
         index = self.places[torch.as_tensor(rows)].tolist()
         return self.augmentation.for_evaluation()([self._read(index)[0]], index, [0] * len(index))[0]
 
@@ -170,6 +175,8 @@ class NoisyDataset(Dataset[NoisyBatch]):
 
     def keep(self) -> float:
         """As :meth:`scan`, and keeps the noisy items in memory: from then on reading is a copy."""
+        if self._any_size:
+            return self._keep_any_size()
         x_n = torch.empty(len(self), *self._shape_before())
         first = self._make([int(self.places[0])])[1]
         sigma_n = torch.empty(len(self), *first.shape[1:])
@@ -179,6 +186,18 @@ class NoisyDataset(Dataset[NoisyBatch]):
             sigma_n[rows] = sigma
             return float(sigma.max())
 
+        largest = max(self._each(range(len(self)), store))
+        self._kept = x_n, sigma_n
+        return largest
+
+    def _keep_any_size(self) -> float:
+        x_n, sigma_n = ([torch.empty(0)] * len(self) for _ in range(2))
+
+        def store(rows: list[int], x: Tensor, sigma: Tensor) -> float:
+            x_n[rows[0]], sigma_n[rows[0]] = x[0], sigma[0]
+            return float(sigma.max())
+
+        self._shape_before()
         largest = max(self._each(range(len(self)), store))
         self._kept = x_n, sigma_n
         return largest
@@ -194,7 +213,8 @@ class NoisyDataset(Dataset[NoisyBatch]):
                 return 0.0, self._errors(places) or [error]
             return use(chunk, x_n, sigma_n), []
 
-        chunks = [list(rows[start : start + _CHUNK]) for start in range(0, len(rows), _CHUNK)]
+        size = 1 if self._any_size else _CHUNK
+        chunks = [list(rows[start : start + size]) for start in range(0, len(rows), size)]
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             results = list(pool.map(work, chunks))
         errors = [error for _, some in results for error in some]
@@ -237,6 +257,8 @@ class NoisyDataset(Dataset[NoisyBatch]):
         if self.transform is not None:
             items = [self.transform(item) for item in items]
         stacked = items if isinstance(items, Tensor) else self._stack(index, items)
+        if self._any_size:
+            self._check_crop(index[0], tuple(stacked.shape[1:]))
         self._check(index, stacked)
         if levels is not None:
             levels = levels if isinstance(levels, Tensor) else torch.stack(levels)
@@ -274,14 +296,21 @@ class NoisyDataset(Dataset[NoisyBatch]):
         raise self._no_level(index)
 
     def _stack(self, index: list[int], items: Sequence[Tensor]) -> Tensor:
-        shape = self._item_shape or tuple(items[0].shape)
+        shape = tuple(items[0].shape) if self._any_size else self._item_shape or tuple(items[0].shape)
         for i, item in zip(index, items, strict=True):
             if tuple(item.shape) != shape:
                 raise UserError(
                     f"{self._name(i)} has shape {tuple(item.shape)} but others have {shape}: bring all images to one "
-                    "size with data.transform, for example SmallestMaxSize and CenterCrop"
+                    "size with data.transform, for example SmallestMaxSize and CenterCrop, or cut parts of one size "
+                    "out of them with data.augment, for example crop:64"
                 )
         return torch.stack(list(items))
+
+    def _check_crop(self, index: int, shape: tuple[int, ...]) -> None:
+        try:
+            self.augmentation.check(shape)
+        except UserError as error:
+            raise UserError(f"{self._name(index)}: {error}") from None
 
     def _check(self, index: list[int], items: Tensor) -> None:
         flat = items.flatten(1)

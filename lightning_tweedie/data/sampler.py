@@ -19,7 +19,7 @@ class Draw(NamedTuple):
 
     Attributes:
         place: Its place in the data set.
-        epoch: The epoch, on which its augmentation depends.
+        epoch: The number of the time that it is seen, on which its augmentation depends.
     """
 
     place: int
@@ -44,6 +44,7 @@ class ResumableSampler(DistributedSampler[Draw]):
         num_replicas: Number of ranks.
         rank: Which of them this is.
         position: Gives the number of batches that are done.
+        looks: How often each item is seen in an epoch, each time augmented otherwise.
 
     Raises:
         UserError: A batch needs more items than there are.
@@ -57,16 +58,18 @@ class ResumableSampler(DistributedSampler[Draw]):
         num_replicas: int = 1,
         rank: int = 0,
         position: Callable[[], int] | None = None,
+        looks: int = 1,
     ) -> None:
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, seed=seed, drop_last=True)  # type: ignore[arg-type]
         self.batch_size = batch_size
         self.position = position
-        self.batches = len(dataset) // (batch_size * num_replicas)
+        self.looks = looks
+        self.batches = len(dataset) * looks // (batch_size * num_replicas)
         if not self.batches:
             ranks = f" x {num_replicas} processes" if num_replicas > 1 else ""
             raise UserError(
-                f"data.batch_size = {batch_size}{ranks} is more than the {len(dataset)} training items: "
-                "use smaller batches or more data"
+                f"data.batch_size = {batch_size}{ranks} is more than the {len(dataset) * looks} training items: "
+                "use smaller batches or more data, or of large images several parts (data.crops)"
             )
 
     def __len__(self) -> int:
@@ -74,8 +77,9 @@ class ResumableSampler(DistributedSampler[Draw]):
         return self.batches * self.batch_size
 
     def order(self, epoch: int) -> np.ndarray:
-        """The permutation of all items in one epoch, ``(N,)``."""
-        return item_generator(self.seed, "order", epoch).permutation(len(self.dataset))  # type: ignore[arg-type]
+        """The permutation of all items in one epoch, ``(N * looks,)``; a number's remainder by N is the item."""
+        count = len(self.dataset) * self.looks  # type: ignore[arg-type]
+        return item_generator(self.seed, "order", epoch).permutation(count)
 
     def __iter__(self) -> Iterator[Draw]:
         """As many batches as an epoch has, from the position on, across the end of the epoch if need be."""
@@ -85,5 +89,6 @@ class ResumableSampler(DistributedSampler[Draw]):
             epoch, batch = divmod(number, self.batches)
             if number == start or batch == 0:
                 order = self.order(epoch)
-            for place in order[batch * size : (batch + 1) * size][self.rank :: self.num_replicas]:
-                yield Draw(int(place), epoch)
+            for turn in order[batch * size : (batch + 1) * size][self.rank :: self.num_replicas]:
+                look, place = divmod(int(turn), len(self.dataset))  # type: ignore[arg-type]
+                yield Draw(place, epoch * self.looks + look)

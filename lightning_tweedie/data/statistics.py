@@ -7,6 +7,7 @@ import math
 import torch
 
 from lightning_tweedie.data.noisy import NoisyDataset
+from lightning_tweedie.data.sampler import Draw
 from lightning_tweedie.errors import UserError
 from lightning_tweedie.randomness import item_generator
 
@@ -36,11 +37,14 @@ def estimate_sigma_data(dataset: NoisyDataset, seed: int = 0) -> float:
     values = math.prod(dataset.shape)
     count = min(len(dataset), max(_FEWEST, _VALUES // values))
     rows = sorted(item_generator(seed, "sigma_data", 0).permutation(len(dataset))[:count].tolist())
+    # Of a few large images several parts are looked at.
+    looks = math.ceil(_FEWEST / count) if dataset.augmentation.crops else 1
+    draws = [Draw(row, look) for look in range(looks) for row in rows]
     mean = square = noise = torch.zeros((), dtype=torch.float64)
-    for start in range(0, count, _CHUNK):
-        batch = dataset.__getitems__(rows[start : start + _CHUNK])
+    for start in range(0, len(draws), _CHUNK):
+        batch = dataset.__getitems__(draws[start : start + _CHUNK])
         x = batch.x_n.double()
-        share = len(x) / count
+        share = len(x) / len(draws)
         mean = mean + share * x.mean()
         square = square + share * x.square().mean()
         noise = noise + share * batch.sigma_n.double().square().mean()
