@@ -83,6 +83,10 @@ def denoise(
     if len(trained.shape) != 3:
         raise UserError(f"the checkpoint is about data of shape {trained.shape}, not about images: use `sample`")
     images = ImageFolder(input, trained.shape[0], key, convert=False)
+    if Path(input).is_dir() and Path(out).expanduser().resolve().is_relative_to(Path(input).resolve()):
+        raise UserError(
+            f"out = {out!r} lies in the folder of the input, which is searched to any depth: set --out to another one"
+        )
     scale = _find_scale(trained, images, range)
     # Without a level the training's own, which is on the scale of [-1, 1].
     unit = scale.unit if sigma_units == "data" and sigma is not None else 1.0

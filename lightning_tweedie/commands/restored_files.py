@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,11 +47,6 @@ class RestoredFiles:
         self.scale = scale
         # The last one is written last: where it is, all are.
         self.kinds = [*(f"draws/{k}" for k in range(draws)), *(("std", "mean") if draws else ()), "one_step"]
-        if self.folder.resolve().is_relative_to(images.root.resolve()):
-            raise UserError(
-                f"out = {out!r} lies in the folder of the input, which is searched to any depth: set --out to one "
-                "outside of it"
-            )
         try:
             there = self.folder.is_dir() and any(self.folder.iterdir())
         except OSError as error:
@@ -100,8 +96,6 @@ class RestoredFiles:
 
     def read(self, kind: str, index: int) -> Tensor:
         """A result that was written, ``(C, H, W)`` on the scale of [-1, 1]."""
-        from dataclasses import replace
-
         import torch
 
         from lightning_tweedie.data.images import ImageFolder
@@ -154,6 +148,9 @@ class RestoredFiles:
         from lightning_tweedie.data.formats.stored import Stored
 
         stored, layout = self.images.open(number)
+        # Floats of several precisions may be in one folder.
+        kept = self.scale.dtype if stored.dtype.kind != "f" else stored.dtype.name
+        scale = replace(self.scale, dtype=kept)
         for row, kind in enumerate(self.kinds):
             path = self._path(kind, number)
             if path.exists():
@@ -162,7 +159,7 @@ class RestoredFiles:
             if kind == "std":
                 images = [self.scale.in_units(item[row].numpy()) for item in items]
             else:
-                images = [self.scale.restored(item[row]) for item in items]
+                images = [scale.restored(item[row]) for item in items]
             array = layout.join(images)
             like = stored if path.name == Path(self.images.files[number]).name else Stored.whole(array, layout.axes)
             into = find_format(path.name)

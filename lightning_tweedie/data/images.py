@@ -107,7 +107,10 @@ class ImageFiles(ScaledImages):
         number, inside = self.items[index]
         stored, layout = self.open(number)
         try:
-            return layout.take(stored.array, inside)
+            image = layout.take(stored.array, inside)
+            if layout.count == 1:
+                stored.__dict__.pop("array", None)  # It will not be asked for again soon, and may be large.
+            return image
         except UserError:
             raise
         except Exception as error:
@@ -115,7 +118,7 @@ class ImageFiles(ScaledImages):
             raise UserError(f"{self.describe(index)} cannot be read ({reason}): mend or remove the file") from None
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=8)
 def _opened(path: Path, key: str | None, changed: int, process: int) -> Stored:
     """Files with several images stay open for a while."""
     kind = find_format(path.name)
