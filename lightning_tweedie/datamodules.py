@@ -301,7 +301,9 @@ class NoisyDataModule(LightningDataModule):
         clean_fraction = self.clean_fraction
         places = [i for i in range(len(base)) if i not in out]
         if self.sigma == AUTO:
-            self.sigma = self._unit * self._estimate(make(base, torch.zeros(len(base)), places=places))
+            self.sigma = self._unit * self._estimate(
+                make(base, torch.zeros(len(base)), places=places, augmentation=self.augmentation.for_evaluation())
+            )
         self._train = make(base, self._levels(len(base), clean_fraction), places=places, augmentation=self.augmentation)
         if val is not None:
             self._val = evaluation(val, self._other_levels(len(val), "val"), stream="val/noise")

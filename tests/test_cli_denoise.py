@@ -266,7 +266,7 @@ def nans(folder: Path) -> None:
 
 
 def colour(folder: Path) -> None:
-    Image.new("RGB", (SIZE, SIZE)).save(folder / "in/a.png")
+    Image.new("RGB", (SIZE, SIZE), (10, 20, 30)).save(folder / "in/a.png")
 
 
 def two_types(folder: Path) -> None:

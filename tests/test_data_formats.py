@@ -246,3 +246,13 @@ def test_grey_and_colour_on_demand(tmp_path: Path) -> None:
     # Of noisy data the noise would change, so nobody does it unasked.
     with pytest.raises(UserError, match=r"b\.png has 1 channels, not 3"):
         ImageFolder(tmp_path, channels=3, convert=False).raw(1)
+
+
+def test_a_grey_picture_stored_as_a_colour_one_is_grey(tmp_path: Path) -> None:
+    grey = (STACK[0] % 256).astype(np.uint8)
+    Image.fromarray(np.stack([grey] * 3, axis=-1)).save(tmp_path / "a.png")
+    images = ImageFolder(tmp_path, channels=1, convert=False)
+    np.testing.assert_array_equal(images.raw(0)[0], grey)
+    # And goes back as it came.
+    stored, layout = images.open(0)
+    np.testing.assert_array_equal(layout.join([images.raw(0)]), stored.array)

@@ -123,6 +123,18 @@ def test_noisy_floats_are_measured(tmp_path: Path) -> None:
     assert data.sigma_data * data.scale.unit == pytest.approx((50**2 - 20**2) ** 0.5, rel=4 / (2 * 8000) ** 0.5 * 1.2)
 
 
+def test_an_estimated_level_is_on_the_scale(tmp_path: Path) -> None:
+    for i in range(6):
+        ramp = np.linspace(500, 1500, 64)[:, None] + np.linspace(0, 100 * i, 64)
+        noisy = ramp + 20 * np.random.default_rng(i).normal(size=(64, 64))
+        np.save(tmp_path / f"{i}.npy", noisy.astype(np.float32))
+    data = Images(**settings(tmp_path, sigma="auto", sigma_units="data", inject=False))
+    data.setup("fit")
+    assert data.scale is not None
+    assert data.sigma_n * data.scale.unit == pytest.approx(20, rel=0.05)
+    assert data.sigma == pytest.approx(20, rel=0.05)
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

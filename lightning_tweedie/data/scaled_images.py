@@ -116,6 +116,8 @@ class ScaledImages(Dataset[Tensor], ABC):
             raise UserError(f"{self.describe(index)} holds {image.dtype}: give integers or floating point numbers")
         if self.channels in (None, len(image)):
             return image
+        if self.channels == 1 and len(image) == 3 and (image == image[:1]).all():
+            return image[:1]  # a grey picture, stored as a colour one
         if self.convert and self.channels == 3 and len(image) == 1:
             return np.repeat(image, 3, axis=0)
         if self.convert and self.channels == 1 and len(image) == 3:

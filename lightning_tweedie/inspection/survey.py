@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from lightning_tweedie.data.images import ImageArchive, ImageFolder
+from lightning_tweedie.data.images import ImageFiles, open_files
+from lightning_tweedie.data.scale import DataScale
 from lightning_tweedie.errors import UserError
 from lightning_tweedie.noise.estimation import choose_images
 from lightning_tweedie.noise.patches import SIDE, Patches, take_patches
@@ -79,7 +78,7 @@ def survey(path: str | Path, seed: int = 0) -> Survey:
     place = Path(path).expanduser()
     if not place.exists():
         raise UserError(f"{str(path)!r} does not exist: give a folder or an archive of images")
-    images = ImageArchive(place) if place.is_file() else ImageFolder(place)
+    images = open_files(place)
     found = Survey(place.resolve())
     chosen = choose_images(len(images), 3, seed)
     found.patches = take_patches(_read_all(images, found, {*chosen}), len(chosen), seed)
@@ -91,7 +90,7 @@ def survey(path: str | Path, seed: int = 0) -> Survey:
     return found
 
 
-def _read_all(images: ImageFolder | ImageArchive, found: Survey, chosen: set[int]) -> Iterator[Tensor]:
+def _read_all(images: ImageFiles, found: Survey, chosen: set[int]) -> Iterator[Tensor]:
     """Reads all images, notes what they are, and hands on those of which patches are taken."""
     from tqdm import tqdm
 
@@ -99,7 +98,7 @@ def _read_all(images: ImageFolder | ImageArchive, found: Survey, chosen: set[int
     for number in tqdm(range(len(images)), desc="reading", unit="image"):
         name = images.names[number]
         try:
-            kind, image = _kind(images, number), _read(images, number)
+            kind, image = _read(images, number)
             if not bool(image.isfinite().all()):
                 raise UserError(f"the image {name} has values that are not finite: mend or remove the file")
         except UserError as error:
@@ -125,39 +124,18 @@ def _read_all(images: ImageFolder | ImageArchive, found: Survey, chosen: set[int
         )
 
 
-def _read(images: ImageFolder | ImageArchive, number: int) -> Tensor:
-    """One image; floats in files are not turned from grey to colour by the reader."""
-    try:
-        images.channels = 3
-        return images[number]
-    except UserError as error:
-        if not images.names[number].lower().endswith(".npy"):
-            raise
-        try:
-            images.channels = 1
-            return images[number]
-        except UserError:
-            raise error from None
-
-
-_MODES = {
-    **{"1": "1-bit", "L": "8-bit grey", "LA": "8-bit grey with transparency", "P": "8-bit palette"},
-    **{"RGB": "8-bit colour", "RGBA": "8-bit colour with transparency", "I": "16-bit grey", "F": "32-bit float"},
-}
-
-
-def _kind(images: ImageFolder | ImageArchive, number: int) -> str:
-    """What sort of numbers a file holds."""
-    name = images.names[number]
-    content: Any = images.root / name if isinstance(images, ImageFolder) else io.BytesIO(images._contents[number])
-    try:
-        if name.lower().endswith(".npy"):
-            kind = np.load(content, allow_pickle=False).dtype
-            return f"{kind}"
-        with Image.open(content) as image:
-            return "16-bit grey" if image.mode.startswith("I;16") else _MODES.get(image.mode, image.mode)
-    except Exception:  # noqa: BLE001 - the reader says what is wrong
-        return "unreadable"
+def _read(images: ImageFiles, number: int) -> tuple[str, Tensor]:
+    """What sort of numbers an image holds, and the image on the scale of their type."""
+    found = images.find(number)
+    scale, channels = DataScale.natural(found.dtype), len(found)
+    if scale is None or channels not in (1, 3):
+        raise UserError(
+            f"{images.describe(number)} holds {channels} channels of {found.dtype}: only grey and colour images of 8 "
+            "or 16 bits and of floats are looked at"
+        )
+    bits = {"uint8": "8-bit", "uint16": "16-bit"}.get(found.dtype.name)
+    kind = f"{bits} {'grey' if channels == 1 else 'colour'}" if bits else found.dtype.name
+    return kind, scale.scaled(found)
 
 
 def stacked(images: list[Tensor]) -> Tensor:
