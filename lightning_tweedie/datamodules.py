@@ -72,6 +72,11 @@ class _TrainingLoader(DataLoader[NoisyBatch]):
         """Nothing to restore."""
 
 
+def _scale_of(items: ItemSet) -> DataScale | None:
+    scale = getattr(items, "scale", None)
+    return scale if isinstance(scale, DataScale) else None
+
+
 class NoisyDataModule(LightningDataModule):
     """Noisy data for training, held-out noisy data for validation, clean data for evaluation where they exist.
 
@@ -212,12 +217,12 @@ class NoisyDataModule(LightningDataModule):
         return self._sigma_n
 
     @property
-    def scale(self) -> DataScale | None:
+    def data_scale(self) -> DataScale | None:
         """How the data came to [-1, 1]; None if the data set does not say.
 
         A data set says it by an attribute ``scale``, a :class:`~lightning_tweedie.data.scale.DataScale`.
         """
-        return getattr(self._training_set().base, "scale", None)
+        return _scale_of(self._training_set().base)
 
     def reference_set(self) -> Dataset[Tensor] | None:
         """Clean images ``(C, H, W)`` in [-1, 1] for evaluation metrics, never for training.
@@ -279,7 +284,7 @@ class NoisyDataModule(LightningDataModule):
             if found is not None and not len(found):
                 raise UserError(f"{name}() of {type(self).__name__} is empty: look where the data should come from")
         if self.sigma_units == "data":
-            scale = getattr(base, "scale", None)
+            scale = _scale_of(base)
             if scale is None:
                 raise UserError(
                     "data.sigma_units = data, but the data set does not say how its units became [-1, 1]: give sigma "
@@ -413,7 +418,7 @@ class NoisyDataModule(LightningDataModule):
         """What decides the noise and the order; the data themselves are not saved."""
         return {
             "noise": self._noise_settings(),
-            "scale": None if self.scale is None else self.scale.as_dict(),
+            "scale": None if self.data_scale is None else self.data_scale.as_dict(),
             "global_batch_size": self.batch_size * self._ranks()[1],
         }
 
@@ -423,11 +428,12 @@ class NoisyDataModule(LightningDataModule):
         Raises:
             UserError: Settings that decide the noise have changed.
         """
-        if self.scale is not None and state_dict.get("scale") is not None:
+        ours = self.data_scale
+        if ours is not None and state_dict.get("scale") is not None:
             theirs = DataScale.from_dict(state_dict["scale"])
-            if theirs.for_dtype(self.scale.dtype) != self.scale:
+            if theirs.for_dtype(ours.dtype) != ours:
                 raise UserError(
-                    f"data.range is [{self.scale.low:g}, {self.scale.high:g}], but the network of the checkpoint was "
+                    f"data.range is [{ours.low:g}, {ours.high:g}], but the network of the checkpoint was "
                     f"trained with another one: set data.range to [{theirs.low!r}, {theirs.high!r}]"
                 )
         if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:

@@ -97,7 +97,7 @@ class TweedieModule(LightningModule):
             for denoiser in (self.denoiser, *self.ema.averages):
                 denoiser.set_sigma_data(data.sigma_data)
         self._data = {"shape": list(data.shape), "sigma_n": float(data.sigma_n)}
-        if (scale := getattr(data, "scale", None)) is not None:
+        if (scale := getattr(data, "data_scale", None)) is not None:
             self._data["scale"] = scale.as_dict()
         if data.sigma_n >= self.sigma_max:
             raise UserError(

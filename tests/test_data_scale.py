@@ -100,7 +100,7 @@ def test_sigma_in_the_units_of_the_data(tmp_path: Path) -> None:
         data = Images(**settings(tmp_path, sigma=sigma, sigma_units="data"))
         data.setup("fit")
         assert data.sigma_n == pytest.approx(25 / 127.5, rel=1e-6)
-        assert data.scale == DataScale(0, 255, "uint8")
+        assert data.data_scale == DataScale(0, 255, "uint8")
         scaled = Images(**settings(tmp_path, sigma=25 / 127.5))
         scaled.setup("fit")
         for one, other in zip(data.noisy_set(), scaled.noisy_set(), strict=True):
@@ -117,10 +117,12 @@ def test_noisy_floats_are_measured(tmp_path: Path) -> None:
     floats(tmp_path)
     data = Images(**settings(tmp_path, sigma=20.0, sigma_units="data", inject=False))
     data.setup("fit")
-    assert data.scale is not None
-    assert data.sigma_n == pytest.approx(20 / data.scale.unit)
+    assert data.data_scale is not None
+    assert data.sigma_n == pytest.approx(20 / data.data_scale.unit)
     # Var(x_n) - sigma^2, in the units of the data; 8,000 values.
-    assert data.sigma_data * data.scale.unit == pytest.approx((50**2 - 20**2) ** 0.5, rel=4 / (2 * 8000) ** 0.5 * 1.2)
+    assert data.sigma_data * data.data_scale.unit == pytest.approx(
+        (50**2 - 20**2) ** 0.5, rel=4 / (2 * 8000) ** 0.5 * 1.2
+    )
 
 
 def test_an_estimated_level_is_on_the_scale(tmp_path: Path) -> None:
@@ -130,8 +132,8 @@ def test_an_estimated_level_is_on_the_scale(tmp_path: Path) -> None:
         np.save(tmp_path / f"{i}.npy", noisy.astype(np.float32))
     data = Images(**settings(tmp_path, sigma="auto", sigma_units="data", inject=False))
     data.setup("fit")
-    assert data.scale is not None
-    assert data.sigma_n * data.scale.unit == pytest.approx(20, rel=0.05)
+    assert data.data_scale is not None
+    assert data.sigma_n * data.data_scale.unit == pytest.approx(20, rel=0.05)
     assert data.sigma == pytest.approx(20, rel=0.05)
 
 
