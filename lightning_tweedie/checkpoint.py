@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from lightning_tweedie.correlation import Correlation
 from lightning_tweedie.denoiser import Denoiser
 from lightning_tweedie.digests import file_digest
 from lightning_tweedie.errors import UserError
@@ -32,10 +33,12 @@ class TrainedDenoiser:
     Attributes:
         denoiser: A weight average, in evaluation mode.
         shape: Shape of one datum.
-        sigma_n: Largest noise level of the training data, on the scale of the data.
+        sigma_n: Level of white noise that covers that of the training data, on the scale of the data.
         half_life: Half-life of that average in optimiser steps; None if the checkpoint does not say.
         step: Optimiser steps of training; None if the checkpoint does not say.
         path: The checkpoint's file.
+        correlation: That of the training data's noise; None if there was none.
+        maps: Whether the noise of the training data differed from pixel to pixel.
     """
 
     denoiser: Denoiser
@@ -44,6 +47,8 @@ class TrainedDenoiser:
     half_life: float | None
     step: int | None
     path: str
+    correlation: Correlation | None = None
+    maps: bool = False
 
     def __post_init__(self) -> None:
         self._stamp = _stamp(self.path)
@@ -131,6 +136,7 @@ def load_denoiser(
             )
         denoiser = from_config(content["denoiser"], allow)
         denoiser.load_state_dict(weights)
+        correlation = content.get("correlation")
         half_lives, step = content.get("half_lives"), checkpoint.get("global_step")
         trained = TrainedDenoiser(
             denoiser,  # type: ignore[arg-type]
@@ -139,6 +145,8 @@ def load_denoiser(
             None if half_lives is None else float(half_lives[average]),
             None if step is None else int(step),
             os.fspath(path),
+            None if correlation is None else Correlation(torch.tensor(correlation)),
+            bool(content.get("maps", False)),
         )
     except UserError:
         raise

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_tweedie.commands.function_cli import call_with
 from lightning_tweedie.commands.output import choose_device, output_folder, write_picture
+from lightning_tweedie.commands.restoration_levels import levels_of
 from lightning_tweedie.commands.samplers import make_sampler
 from lightning_tweedie.errors import UserError
 
@@ -24,7 +25,7 @@ def denoise(
     ckpt_path: str,
     input: str,  # noqa: A002 - the option's name
     out: str,
-    sigma: float | None = None,
+    sigma: float | str | None = None,
     draws: int = 0,
     steps: int = 18,
     seed: int = 0,
@@ -45,8 +46,9 @@ def denoise(
         input: Folder of noisy images: PNG, JPEG, TIFF, ... on a scale that is mapped to [-1, 1], or NPY with floats
             (C, H, W) on that very scale, which are not clipped.
         out: Folder for the results; it must be empty.
-        sigma: Standard deviation of the noise on the scale [-1, 1] (that of 8-bit values divided by 127.5); the level
-            of the training data when left out.
+        sigma: Standard deviation of the noise on the scale [-1, 1] (that of 8-bit values divided by 127.5): a number,
+            or a table of the levels of all images, or a folder of maps, as in training; the level of the training data
+            when left out.
         draws: Draws from the posterior per image.
         steps: Noise levels per draw.
         seed: Seed of the draws.
@@ -66,27 +68,27 @@ def denoise(
 
     from lightning_tweedie.checkpoint import load_denoiser
     from lightning_tweedie.data.images import ImageFolder
-    from lightning_tweedie.noise.sigma import parse_sigma
+    from lightning_tweedie.kernels import raise_to_white
     from lightning_tweedie.pictures import panel
+    from lightning_tweedie.randomness import SampleNoise
     from lightning_tweedie.sampling import one_step, posterior_samples
 
     trained = load_denoiser(ckpt_path, allow or [], choose_device(device), average)
     if len(trained.shape) != 3:
         raise UserError(f"the checkpoint is about data of shape {trained.shape}, not about images: use `sample`")
-    level = parse_sigma(trained.sigma_n if sigma is None else sigma, "sigma")
-    assert isinstance(level, float)
-    if level == 0:
-        raise UserError("sigma = 0 leaves nothing to restore: give the noise level of the images with --sigma")
     images = ImageFolder(input, channels=trained.shape[0])
+    level_of = levels_of(trained, sigma, images.names)
     solver = make_sampler("sde-dpmsolver++", steps)
     folder = output_folder(out, overwrite)
     overview: list[dict[str, Any]] = []
     with tqdm(total=len(images), desc="denoising", unit="image") as bar:
         for indices, batch in _batches(images, batch_size):
-            x_n = batch.to(trained.denoiser.sigma_data.device)
-            results = {"one_step": one_step(trained.denoiser, x_n, level).cpu()}
+            place = trained.denoiser.sigma_data.device
+            x_n, sigma_n = batch.to(place), level_of(indices, batch).to(place)
+            x, level = raise_to_white(x_n, sigma_n, trained.correlation, SampleNoise(seed, indices, place, "white"))
+            results = {"one_step": one_step(trained.denoiser, x, level).cpu()}
             if draws:
-                drawn = posterior_samples(trained.denoiser, x_n, level, draws, solver, seed=seed, indices=indices).cpu()
+                drawn = posterior_samples(trained.denoiser, x, level, draws, solver, seed=seed, indices=indices).cpu()
                 results |= {
                     "mean": drawn.mean(0),
                     "std": drawn.std(0, correction=min(1, draws - 1)),
@@ -94,16 +96,17 @@ def denoise(
                 }
             for row, index in enumerate(indices):
                 item = {key: value[row] for key, value in results.items()}
-                _write(item, level, images.names[index], folder)
+                white = max(float(level[row]), 1e-6)
+                _write(item, white, images.names[index], folder)
                 if len(overview) < SHOWN and (not overview or overview[0]["noisy"].shape == batch[row].shape):
-                    overview.append({"noisy": batch[row], **item})
+                    overview.append({"noisy": batch[row], "level": white, "sigma": float(sigma_n[row].max()), **item})
             bar.update(len(indices))
-    columns = [(f"noisy, sigma {level:.3g}", torch.stack([o["noisy"] for o in overview]))]
+    columns = [(f"noisy, sigma {max(o['sigma'] for o in overview):.3g}", torch.stack([o["noisy"] for o in overview]))]
     columns.append(("one-step estimate", torch.stack([o["one_step"] for o in overview])))
     if draws:
         columns.append((f"mean of {draws} draws", torch.stack([o["mean"] for o in overview])))
         columns.append(("one draw", torch.stack([o["draws"][0] for o in overview])))
-        columns.append(("std (white: sigma)", torch.stack([_std_picture(o["std"], level) for o in overview])))
+        columns.append(("std (white: sigma)", torch.stack([_std_picture(o["std"], o["level"]) for o in overview])))
     write_picture(panel(columns), folder / "overview.png")
     print(f"Wrote {len(images)} restored images to {folder}")
 
