@@ -15,10 +15,10 @@ __all__ = ["estimate_autocovariance", "read_correlation"]
 
 
 def estimate_autocovariance(regions: ArrayLike, reach: int | Sequence[int]) -> NDArray[np.float64]:
-    """Autocovariance of the noise in flat or blank regions.
+    """Autocovariance of the noise in flat or blank regions, without bias if it reaches no further.
 
-    The mean of each region is taken for what is below the noise. With it goes a part of the noise, which is put back:
-    the variance of that mean, as the autocovariance itself tells it.
+    The mean of each region is taken for what is below the noise. With it goes a part of the noise; how much of it at each
+    distance is linear in the autocovariance, which is solved for that.
 
     Args:
         regions: Parts of images of one size, ``(N, ..., h, w)``, or of signals: constant but for the noise. What lies
@@ -49,12 +49,18 @@ def estimate_autocovariance(regions: ArrayLike, reach: int | Sequence[int]) -> N
     power = np.abs(np.fft.fftn(noise, padded, axes)) ** 2
     products = np.fft.ifftn(power.reshape(-1, *padded).mean(0)).real
     distances = [np.arange(-r, r + 1) for r in reaches]
-    pairs = np.ones(())
+    # Of all pairs at a distance: how many there are, and the share whose first element has one at each other distance.
+    pairs = share = np.ones((1, 1))
     for length, distance in zip(size, distances, strict=True):
-        pairs = np.multiply.outer(pairs, length - np.abs(distance))
-    found = products[np.ix_(*distances)] / pairs
-    share = pairs / np.prod(size) ** 2
-    return found + (share * found).sum() / (1 - share.sum())
+        inside = (np.arange(length) + distance[:, None]) % (4 * length) < length
+        both = (inside[:, None] & inside).sum(2)
+        pairs = np.kron(pairs, inside.sum(1))
+        share = np.kron(share, both / inside.sum(1)[:, None])
+    found = products[np.ix_(*distances)]
+    count = np.prod(size)
+    # With the mean m: E (z_i - m) (z_j - m) = c - E z_i m - E z_j m + E m^2.
+    mixed = np.eye(found.size) - (share + share[::-1]) / count + pairs / count**2
+    return np.linalg.solve(mixed, found.ravel() / pairs[0]).reshape(found.shape)
 
 
 def read_correlation(path: str, name: str = "data.correlation") -> Correlation:
