@@ -145,7 +145,7 @@ def load_denoiser(
             None if half_lives is None else float(half_lives[average]),
             None if step is None else int(step),
             os.fspath(path),
-            None if correlation is None else Correlation(torch.tensor(correlation)),
+            None if correlation is None else Correlation(torch.tensor(correlation, dtype=torch.float64)),
             bool(content.get("maps", False)),
         )
     except UserError:

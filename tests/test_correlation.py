@@ -63,7 +63,7 @@ def test_injected_noise_has_its_covariance_and_belongs_to_the_item():
         assert_law(channel, torch.zeros(12).double(), 0.16 * covariance(SLANTED, (3, 4)))
     assert_mean((x_n - x_0).double().prod(1).flatten(1), 0.0)  # independent between channels
     again = inject(x_0[:2], torch.full((2,), 0.4), [7, 3], seed=1, correlation=correlation)
-    assert torch.equal(again, x_n[[7, 3]])
+    assert torch.equal(again, x_n[[7, 3]])  # to the last digit: large data are made anew on each reading
 
 
 def test_raised_noise_is_white_of_the_lowest_level_that_covers_it():

@@ -17,7 +17,7 @@ __all__ = ["estimate_autocovariance", "read_correlation"]
 def estimate_autocovariance(regions: ArrayLike, reach: int | Sequence[int]) -> NDArray[np.float64]:
     """Autocovariance of the noise in flat or blank regions, without bias if it reaches no further.
 
-    The mean of each region is taken for what is below the noise. With it goes a part of the noise; how much of it at each
+    The mean of each region is taken for what is below the noise. With it goes a part of the noise; how much at each
     distance is linear in the autocovariance, which is solved for that.
 
     Args:
