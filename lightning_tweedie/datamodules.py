@@ -212,7 +212,7 @@ class NoisyDataModule(LightningDataModule):
         return self._sigma_n if self._correlation is None else self._sigma_n * self._correlation.largest(self.shape)
 
     @property
-    def noise(self) -> dict[str, Any]:
+    def noise_kind(self) -> dict[str, Any]:
         """What is to be known of the noise besides its level, in plain types: empty if it is white."""
         if self._correlation is not None:
             return {"correlation": self._correlation.autocorrelation.tolist()}

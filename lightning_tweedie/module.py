@@ -97,7 +97,7 @@ class TweedieModule(LightningModule):
         if not self.denoiser.has_sigma_data:
             for denoiser in (self.denoiser, *self.ema.averages):
                 denoiser.set_sigma_data(data.sigma_data)
-        self._data = {"shape": list(data.shape), "sigma_n": float(data.sigma_n), **getattr(data, "noise", {})}
+        self._data = {"shape": list(data.shape), "sigma_n": float(data.sigma_n), **getattr(data, "noise_kind", {})}
         if data.sigma_n >= self.sigma_max:
             raise UserError(
                 f"data.sigma = {data.sigma_n:.4g} is not below sigma_max = {self.sigma_max:.4g}, the largest training "

@@ -231,6 +231,8 @@ def test_augmentations_that_change_the_correlation_are_refused(correlation: str)
 
 
 def test_a_correlation_must_fit_the_items(correlation: str) -> None:
+    with pytest.raises(UserError, match="auto measures white noise, and data.correlation is set"):
+        Frames(sigma="auto", inject=False, correlation=correlation)
     with pytest.raises(UserError, match=r"has the shape \(3, 3\), more than items of shape \(1, 2, 2\) have room for"):
         ready(Frames(sigma=0.4, correlation=correlation, augment=["crop:2"], holdout=0))
     with pytest.raises(UserError, match=r"2 axes does not fit items of shape \(2,\)"):
