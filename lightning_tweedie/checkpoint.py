@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from lightning_tweedie.correlation import Correlation
 from lightning_tweedie.denoiser import Denoiser
 from lightning_tweedie.digests import file_digest
 from lightning_tweedie.errors import UserError
@@ -32,12 +33,14 @@ class TrainedDenoiser:
     Attributes:
         denoiser: A weight average, in evaluation mode.
         shape: Shape of one datum.
-        sigma_n: Largest noise level of the training data, on the scale of the data.
+        sigma_n: Level of white noise that covers that of the training data, on the scale of the data.
         half_life: Half-life of that average in optimiser steps; None if the checkpoint does not say.
         step: Optimiser steps of training; None if the checkpoint does not say.
         path: The checkpoint's file.
         scale: How the training data came to [-1, 1], as :class:`lightning_tweedie.data.scale.DataScale` writes it;
             None if the checkpoint does not say.
+        correlation: That of the training data's noise; None if there was none.
+        maps: Whether the noise of the training data differed from pixel to pixel.
     """
 
     denoiser: Denoiser
@@ -47,6 +50,8 @@ class TrainedDenoiser:
     step: int | None
     path: str
     scale: dict[str, Any] | None = None
+    correlation: Correlation | None = None
+    maps: bool = False
 
     def __post_init__(self) -> None:
         self._stamp = _stamp(self.path)
@@ -134,6 +139,7 @@ def load_denoiser(
             )
         denoiser = from_config(content["denoiser"], allow)
         denoiser.load_state_dict(weights)
+        correlation = content.get("correlation")
         half_lives, step = content.get("half_lives"), checkpoint.get("global_step")
         trained = TrainedDenoiser(
             denoiser,  # type: ignore[arg-type]
@@ -143,6 +149,8 @@ def load_denoiser(
             None if step is None else int(step),
             os.fspath(path),
             content.get("scale"),
+            None if correlation is None else Correlation(torch.tensor(correlation, dtype=torch.float64)),
+            bool(content.get("maps", False)),
         )
     except UserError:
         raise

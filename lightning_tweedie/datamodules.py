@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_tweedie.correlation import Correlation
 from lightning_tweedie.data.array import ArrayDataset
 from lightning_tweedie.data.augmentation import Augmentation
 from lightning_tweedie.data.batch import NoisyBatch
@@ -38,7 +39,9 @@ from lightning_tweedie.data.toy import ring_sample
 from lightning_tweedie.data.transform import build_transform
 from lightning_tweedie.errors import UserError
 from lightning_tweedie.evaluation.noisy_images import NoisyView
+from lightning_tweedie.noise.autocovariance import read_correlation
 from lightning_tweedie.noise.estimation import estimate_of_set
+from lightning_tweedie.noise.level_maps import LevelMaps
 from lightning_tweedie.noise.sigma import AUTO, item_sigmas, parse_sigma
 from lightning_tweedie.randomness import item_generator
 
@@ -87,11 +90,16 @@ class NoisyDataModule(LightningDataModule):
     Args:
         sigma: Noise level of the data, a standard deviation ``>= 0`` on the scale of data in [-1, 1] (8-bit units
             divided by 127.5): one number; or a range ``[lo, hi]`` from which each item's level is drawn, uniformly in
-            log sigma; or the path of a table (.npy, .csv, .txt) with one level for each item of ``train_set()``;
-            or ``auto``: the level of images that are noisy by nature (``inject`` is false) is estimated from them.
+            log sigma; or the path of a table (.npy, .csv, .txt) with one level for each item of ``train_set()``, or of
+            a .csv with a header and the columns ``file`` and ``sigma``; or of a folder with a map of the level for each
+            image, ``photos/a.npy`` for ``photos/a.png``; or ``auto``: the level of images that are noisy by nature
+            (``inject`` is false) is estimated from them.
             Null only if ``inject`` is false and the items are pairs ``(x_n, sigma_n)``.
         sigma_units: The units of ``sigma``, and of floats in files: those of the scale [-1, 1] (``scaled``), or the
             data's own (``data``), 0..255 in 8-bit images.
+        correlation: Path of a .npy file with the autocovariance of noise that is correlated between pixels, distance
+            zero in the middle. It tells the shape alone; ``sigma`` is the standard deviation of a pixel. Null: noise is
+            independent between pixels.
         batch_size: Items of a batch, on each process.
         num_workers: Worker processes that read the data; 0 is best for data in memory.
         seed: Decides the noise, the hold-out and the order of the data.
@@ -112,6 +120,7 @@ class NoisyDataModule(LightningDataModule):
         self,
         sigma: float | list[float] | str | None = None,
         sigma_units: Literal["scaled", "data"] = "scaled",
+        correlation: str | None = None,
         batch_size: int = 64,
         num_workers: int = 0,
         seed: int = 0,
@@ -124,6 +133,11 @@ class NoisyDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         if sigma == AUTO:
+            if correlation is not None:
+                raise UserError(
+                    "data.sigma = auto measures white noise, and data.correlation is set: give the standard deviation "
+                    "of a pixel, the root of the autocovariance at distance zero"
+                )
             if inject:
                 raise UserError(
                     "data.sigma = auto estimates the noise that is in the data, but data.inject is true: give the "
@@ -131,6 +145,11 @@ class NoisyDataModule(LightningDataModule):
                 )
         elif sigma is not None:
             parsed = parse_sigma(sigma, unit=1.0 if sigma_units == "scaled" else None)
+            if correlation is not None and isinstance(parsed, Path):
+                raise UserError(
+                    f"data.sigma = {sigma!r} is a folder of maps and data.correlation is set: noise either differs "
+                    "between pixels or is correlated, so leave one out"
+                )
             if not inject and isinstance(parsed, tuple):
                 raise UserError(
                     f"data.sigma = {sigma} is a range to draw levels from, but data.inject is false: give the level "
@@ -166,6 +185,11 @@ class NoisyDataModule(LightningDataModule):
         self.crops = crops
         if crops > 1 and not self.augmentation.crops:
             raise UserError(f"data.crops = {crops} but nothing is cropped: add crop:<pixels> to data.augment")
+        self.correlation = correlation
+        self._correlation: Correlation | None = None
+        if correlation is not None:
+            self._correlation = read_correlation(correlation)
+            self.augmentation.check_correlation(self._correlation)
         self.transform = build_transform(transform, inject) if transform else None
         self._train: NoisyDataset | None = None
         self._val: NoisyDataset | None = None
@@ -208,13 +232,24 @@ class NoisyDataModule(LightningDataModule):
 
     @property
     def sigma_n(self) -> float:
-        """The largest noise level of the training data, at which truncated sampling stops."""
+        """The level of white noise that covers that of the training data, at which truncated sampling stops.
+
+        It is the largest level of the data, or, if their noise is correlated, of its Hartley coordinates.
+        """
         if self._sigma_n is None:
             train = self._training_set()
-            self._sigma_n = train.scan() if train.sigma_n is None else float(train.sigma_n[train.places].max())
+            levels = train.sigma_n
+            self._sigma_n = float(levels[train.places].max()) if isinstance(levels, Tensor) else train.scan()
             if isinstance(self.sigma, float) and self._sigma_n > 0:
                 self._sigma_n = self.sigma / self._unit  # without the rounding to float32
-        return self._sigma_n
+        return self._sigma_n if self._correlation is None else self._sigma_n * self._correlation.largest(self.shape)
+
+    @property
+    def noise_kind(self) -> dict[str, Any]:
+        """What is to be known of the noise besides its level, in plain types: empty if it is white."""
+        if self._correlation is not None:
+            return {"correlation": self._correlation.autocorrelation.tolist()}
+        return {"maps": True} if self._training_set()[0].sigma_n.ndim else {}
 
     @property
     def data_scale(self) -> DataScale | None:
@@ -241,6 +276,7 @@ class NoisyDataModule(LightningDataModule):
         return NoisyDataset(
             train.base,
             train.sigma_n,
+            correlation=train.correlation,
             inject=train.inject,
             seed=train.seed,
             stream=train.stream,
@@ -263,12 +299,16 @@ class NoisyDataModule(LightningDataModule):
         if self._train is None:
             self._open()
         train = self._training_set()
-        train.shape  # noqa: B018 - checks that the augmentation fits
+        shape = train.shape  # checks that the augmentation fits
+        if self._correlation is not None:
+            self._check_correlation(self._correlation, shape)
         if stage in (None, "fit") and self._sigma_data is None:
             rank, ranks = self._ranks()
             if 4 * len(train) * math.prod(train._shape_before()) <= KEEP_BYTES:
-                train.keep()
-            elif train.sigma_n is None:
+                largest = train.keep()
+                if not isinstance(train.sigma_n, Tensor):
+                    self._sigma_n = largest
+            elif not isinstance(train.sigma_n, Tensor):
                 self._sigma_n = train.scan()  # every rank must know the largest level
             else:
                 train.scan(rank, ranks)
@@ -277,6 +317,18 @@ class NoisyDataModule(LightningDataModule):
         for dataset in (self._val, None if stage == "fit" else self._test):
             if dataset is not None:
                 dataset.scan(*self._ranks())
+
+    def _check_correlation(self, correlation: Correlation, shape: tuple[int, ...]) -> None:
+        lengths = tuple(correlation.autocorrelation.shape)
+        try:
+            correlation.amplitudes(shape)
+        except UserError as error:
+            raise UserError(f"data.correlation = {self.correlation!r}: {error}") from None
+        if any(mine > theirs for mine, theirs in zip(lengths, shape[-len(lengths) :], strict=True)):
+            raise UserError(
+                f"data.correlation = {self.correlation!r} has the shape {lengths}, more than items of shape {shape} "
+                "have room for: cut it off nearer, or take larger items"
+            )
 
     def _open(self) -> None:
         base, val, test = self.train_set(), self.val_set(), self.test_set()
@@ -301,7 +353,13 @@ class NoisyDataModule(LightningDataModule):
             # In this order: the first items shown of a set that is sorted by class are then of all classes.
             kept_out = order[: self.holdout].tolist()
         out = set(kept_out)
-        make = partial(NoisyDataset, inject=self.inject, seed=self.seed, transform=self.transform)
+        make = partial(
+            NoisyDataset,
+            correlation=self._correlation,
+            inject=self.inject,
+            seed=self.seed,
+            transform=self.transform,
+        )
         evaluation = partial(make, with_clean=True, augmentation=self.augmentation.for_evaluation())
         clean_fraction = self.clean_fraction
         places = [i for i in range(len(base)) if i not in out]
@@ -309,14 +367,14 @@ class NoisyDataModule(LightningDataModule):
             self.sigma = self._unit * self._estimate(
                 make(base, torch.zeros(len(base)), places=places, augmentation=self.augmentation.for_evaluation())
             )
-        self._train = make(base, self._levels(len(base), clean_fraction), places=places, augmentation=self.augmentation)
+        self._train = make(base, self._levels(base, clean_fraction), places=places, augmentation=self.augmentation)
         if val is not None:
-            self._val = evaluation(val, self._other_levels(len(val), "val"), stream="val/noise")
+            self._val = evaluation(val, self._other_levels(val, "val"), stream="val/noise")
         elif kept_out:
             # What is held out is noisy throughout: a clean item says nothing about denoising.
-            self._val = evaluation(base, self._levels(len(base)), places=kept_out)
+            self._val = evaluation(base, self._levels(base), places=kept_out)
         if test is not None:
-            self._test = evaluation(test, self._other_levels(len(test), "test"), stream="test/noise")
+            self._test = evaluation(test, self._other_levels(test, "test"), stream="test/noise")
 
     def _estimate(self, images: NoisyDataset) -> float:
         """The level of training data that are noisy by nature, the same on all processes."""
@@ -342,22 +400,26 @@ class NoisyDataModule(LightningDataModule):
         )
         return sigma
 
-    def _levels(self, count: int, clean_fraction: float = 0.0) -> Tensor | None:
-        return None if self.sigma is None else item_sigmas(self.sigma, count, self.seed, clean_fraction, self._unit)
+    def _levels(self, base: ItemSet, clean_fraction: float = 0.0) -> Tensor | LevelMaps | None:
+        if self.sigma is None:
+            return None
+        return item_sigmas(
+            self.sigma, len(base), self.seed, clean_fraction, names=getattr(base, "names", None), unit=self._unit
+        )
 
-    def _other_levels(self, count: int, name: str) -> Tensor | None:
+    def _other_levels(self, base: ItemSet, name: str) -> Tensor | LevelMaps | None:
         """Levels of a set with items of its own: the table of the training set does not speak of them."""
         if self.sigma is None:
             return None
         table = parse_sigma(self.sigma, unit=self._unit)
         if not isinstance(table, Tensor):
-            return item_sigmas(self.sigma, count, self.seed, unit=self._unit)
+            return self._levels(base)
         if not self.inject:
             raise UserError(
                 f"data.sigma = {self.sigma!r} is a table of the training set's levels, but {name}_set() gives other "
                 "items: give pairs (x_n, sigma_n) and leave data.sigma out"
             )
-        picks = [int(item_generator(self.seed, f"{name}/sigma", i).integers(len(table))) for i in range(count)]
+        picks = [int(item_generator(self.seed, f"{name}/sigma", i).integers(len(table))) for i in range(len(base))]
         return table[picks]
 
     def _training_set(self) -> NoisyDataset:
@@ -411,7 +473,7 @@ class NoisyDataModule(LightningDataModule):
         return self.test_dataloader()
 
     def _noise_settings(self) -> dict[str, Any]:
-        names = ("sigma", "sigma_units", "seed", "inject", "clean_fraction", "holdout")
+        names = ("sigma", "sigma_units", "correlation", "seed", "inject", "clean_fraction", "holdout")
         return {name: getattr(self, name) for name in names}
 
     def state_dict(self) -> dict[str, Any]:

@@ -85,7 +85,9 @@ class DistillationModule(TweedieModule):
     def _evaluate(self, stage: str, batch: NoisyBatch, batch_idx: int) -> None:
         # The same noise in every validation, as for denoisers; the data's values play no part.
         generator = step_generator(self.seed, rank=self.global_rank, step=-1, micro_batch=batch_idx, device=self.device)
-        losses = self.objective(self.eval_denoiser, batch.x_n, batch.sigma_n, generator=generator)
+        losses = self.objective(
+            self.eval_denoiser, batch.x_n, batch.sigma_n, correlation=batch.correlation, generator=generator
+        )
         self.log(f"{stage}/loss", losses.terms["distance"], batch_size=len(batch.x_n), sync_dist=True, prog_bar=True)
 
     def predict_step(self, batch: NoisyBatch, batch_idx: int) -> Tensor:

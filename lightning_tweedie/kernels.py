@@ -1,6 +1,7 @@
 """The only places with noise arithmetic: one way up and one way down.
 
-* up: :func:`perturb` adds exactly the noise that is missing;
+* up: :func:`perturb` adds exactly the noise that is missing, and :func:`raise_to_white` so much of it that noise which
+  differs between pixels, or is correlated, becomes white;
 * down: :func:`reverse_step` draws the less noisy point given a clean estimate, and
   :func:`reverse_chain` repeats it with a denoiser's own estimates.
 """
@@ -12,9 +13,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lightning_tweedie.correlation import Correlation
 from lightning_tweedie.tweedie import expand
 
-__all__ = ["DenoiserLike", "Noise", "normal_like", "perturb", "reverse_chain", "reverse_step"]
+__all__ = ["DenoiserLike", "Noise", "normal_like", "perturb", "raise_to_white", "reverse_chain", "reverse_step"]
 
 DenoiserLike = Callable[[Tensor, Tensor], Tensor]
 """Maps points ``(B, *shape)`` and levels ``(B,)`` to ``E[x_0 | x]``."""
@@ -44,6 +46,32 @@ def perturb(x_n: Tensor, sigma_n: Tensor | float, sigma_t: Tensor | float, noise
     """
     missing = expand(sigma_t, x_n) ** 2 - expand(sigma_n, x_n) ** 2
     return x_n + missing.clamp(min=0).sqrt() * noise(x_n)
+
+
+def raise_to_white(
+    x_n: Tensor, sigma_n: Tensor, correlation: Correlation | None, noise: Noise
+) -> tuple[Tensor, Tensor]:
+    """Raises noise that is not white to white noise, of the lowest level that covers it.
+
+    A denoiser knows white noise only: this comes before a restoration. White noise stays as it is.
+
+    Args:
+        x_n: Data ``(B, *shape)``.
+        sigma_n: Their level, ``(B,)`` or, for noise that differs between pixels, ``(B, *shape)``.
+        correlation: That of the noise; none when ``None``.
+        noise: Source of what is added.
+
+    Returns:
+        Data with white noise, ``(B, *shape)``, and its level, ``(B,)``.
+    """
+    if correlation is not None:
+        levels = correlation.levels(sigma_n, x_n)
+        raised, white = raise_to_white(correlation.hartley(x_n), levels, None, noise)
+        return correlation.hartley(raised), white
+    if sigma_n.ndim == 1:
+        return x_n, sigma_n
+    white = sigma_n.flatten(1).amax(1)
+    return perturb(x_n, sigma_n, white, noise), white
 
 
 def reverse_step(x_t: Tensor, x0: Tensor, sigma_t: Tensor | float, sigma_s: Tensor | float, noise: Noise) -> Tensor:

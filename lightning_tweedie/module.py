@@ -16,11 +16,12 @@ from lightning_tweedie.data.batch import NoisyBatch
 from lightning_tweedie.denoiser import Denoiser
 from lightning_tweedie.ema import EMA
 from lightning_tweedie.errors import UserError
+from lightning_tweedie.kernels import DenoiserLike, raise_to_white
 from lightning_tweedie.lr_schedule import WarmupCosine
 from lightning_tweedie.metrics.restoration import psnr
 from lightning_tweedie.objectives import Losses, Objective
 from lightning_tweedie.objectives.term import Step, Term
-from lightning_tweedie.randomness import step_generator
+from lightning_tweedie.randomness import SampleNoise, step_generator
 from lightning_tweedie.sampling import one_step
 from lightning_tweedie.serialization import to_config
 
@@ -96,7 +97,7 @@ class TweedieModule(LightningModule):
         if not self.denoiser.has_sigma_data:
             for denoiser in (self.denoiser, *self.ema.averages):
                 denoiser.set_sigma_data(data.sigma_data)
-        self._data = {"shape": list(data.shape), "sigma_n": float(data.sigma_n)}
+        self._data = {"shape": list(data.shape), "sigma_n": float(data.sigma_n), **getattr(data, "noise_kind", {})}
         if (scale := getattr(data, "data_scale", None)) is not None:
             self._data["scale"] = scale.as_dict()
         if data.sigma_n >= self.sigma_max:
@@ -177,6 +178,7 @@ class TweedieModule(LightningModule):
                 self.denoiser,
                 batch.x_n,
                 batch.sigma_n,
+                correlation=batch.correlation,
                 teacher=self.ema.teacher,
                 progress=self.progress,
                 generator=generator,
@@ -214,26 +216,34 @@ class TweedieModule(LightningModule):
         # The same noise in every validation: the curve shows the network, not the draw.
         generator = step_generator(self.seed, rank=self.global_rank, step=-1, micro_batch=batch_idx, device=self.device)
         denoiser = self.eval_denoiser
-        step = Step(batch.x_n, batch.sigma_n, denoiser, denoiser.sigma_data, generator)
+        asked: DenoiserLike = denoiser
+        x_n, sigma_n = batch.x_n, batch.sigma_n
+        if batch.correlation is not None:
+            x_n, sigma_n = batch.correlation.hartley(x_n), batch.correlation.levels(sigma_n, x_n)
+            asked = batch.correlation.around(asked)
+        step = Step(x_n, sigma_n, asked, denoiser.sigma_data, generator)
         term = next(iter(self.objective.terms.values()))
         assert isinstance(term, Term)
         query = term.query(step)
         assert query is not None
-        loss = query.loss(denoiser(query.x, query.sigma)).mean()
+        loss = query.loss(asked(query.x, query.sigma)).mean()
         self.log(f"{stage}/loss", loss, batch_size=len(batch.x_n), sync_dist=True, prog_bar=True)
-        if batch.x_0 is not None and batch.sigma_n.ndim == 1 and self._data.get("sigma_n", 1.0) > 0:
-            noisy = batch.sigma_n > 0
-            x_n, x_0 = batch.x_n[noisy], batch.x_0[noisy]
-            estimate = one_step(denoiser, x_n, batch.sigma_n[noisy])
-            for name, images in (("psnr_noisy", x_n), ("psnr_one_step", estimate)):
+        if batch.x_0 is not None and self._data.get("sigma_n", 1.0) > 0:
+            noisy = (batch.sigma_n.reshape(len(batch.sigma_n), -1) > 0).any(1)
+            x_0 = batch.x_0[noisy]
+            for name, images in (("psnr_noisy", batch.x_n), ("psnr_one_step", self._estimate(batch))):
                 # A metric, not a number: a process whose items are all clean still takes part in the mean.
                 metric = cast(MeanMetric, self.metrics[f"{stage}/{name}"])
-                metric.update(psnr(images, x_0))
+                metric.update(psnr(images[noisy], x_0))
                 self.log(f"{stage}/{name}", metric, on_epoch=True, prog_bar=name == "psnr_one_step")
 
+    def _estimate(self, batch: NoisyBatch) -> Tensor:
+        noise = SampleNoise(self.seed, batch.index.tolist(), batch.x_n.device, "white")
+        return one_step(self.eval_denoiser, *raise_to_white(batch.x_n, batch.sigma_n, batch.correlation, noise))
+
     def predict_step(self, batch: NoisyBatch, batch_idx: int) -> Tensor:
-        """The one-step estimate ``E[x_0 | x_n]`` of every item."""
-        return one_step(self.eval_denoiser, batch.x_n, batch.sigma_n)
+        """The one-step estimate ``E[x_0 | x_n]`` of every item, its noise first raised to white noise if it is not."""
+        return self._estimate(batch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what sampling and restoration need, in plain types."""

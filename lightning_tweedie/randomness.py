@@ -23,7 +23,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["SampleNoise", "item_generator", "item_noise", "step_generator"]
+__all__ = ["SampleNoise", "item_generator", "item_noise", "name_number", "step_generator"]
+
+
+def name_number(name: str) -> int:
+    """A number ``>= 0`` that belongs to a name, so that what is drawn for it does not depend on what is beside it."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") >> 1
 
 
 def item_generator(seed: int, stream: str, index: int) -> np.random.Generator:

@@ -18,6 +18,7 @@ from lightning_tweedie.checkpoint import load_denoiser
 from lightning_tweedie.cli import main
 from lightning_tweedie.commands import denoise as command
 from lightning_tweedie.data.scale import DataScale
+from lightning_tweedie.randomness import name_number
 from lightning_tweedie.sampling import SDEDPMSolverPP2M, one_step, posterior_samples
 from lightning_tweedie.tiling import TiledDenoiser
 
@@ -69,7 +70,7 @@ def test_sixteen_bit_tiff_in_and_out(ckpt: Path, tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "in/below/a.tif", array, resolution=(300, 300), compression="zlib")
     assert denoise(ckpt, tmp_path / "in", tmp_path / "out", "--draws", "5") == 0
     x = DataScale(0, 65535, "uint16").scaled(array[None])[None]
-    number = command._number("below/a.tif")
+    number = name_number("below/a.tif")
     draws = posterior_samples(
         load_denoiser(ckpt).denoiser, x, 0.5, 5, SDEDPMSolverPP2M(steps=3), seed=0, indices=[number]
     )[:, 0, 0].double()  # fmt: skip

@@ -11,6 +11,7 @@ from test_recovery import COV, EYE, MEAN, LinearDenoiser
 from torch import Tensor, nn
 
 from lightning_tweedie.checkpoint import load_denoiser
+from lightning_tweedie.correlation import Correlation
 from lightning_tweedie.distillation import DistillationModule
 from lightning_tweedie.ema import EMA
 from lightning_tweedie.errors import UserError
@@ -67,6 +68,15 @@ def test_the_gradient_is_that_of_the_divergence_of_the_noisy_laws(sigma_t):
         assert_mean(found, wanted)
         with pytest.raises(AssertionError, match="standard errors off"):
             assert_mean(found, torch.zeros_like(wanted))
+
+
+def test_samples_are_compared_above_all_of_correlated_noise():
+    """Two neighbours with a correlation of 0.6 hold noise of 1.6 times the variance in their sum."""
+    exact, x_n, sigma_n = Exact(GaussianOracle(MEAN, COV)), torch.zeros(500, 2).double(), torch.full((500,), SIGMA_N)
+    objective, shape = ScoreDistillation(exact, levels=LogUniform(0.1, 4.0)), Correlation(torch.tensor([0.3, 1, 0.3]))
+    for correlation, least in ((None, SIGMA_N), (shape, 1.6**0.5 * SIGMA_N)):
+        levels, _ = objective(exact, x_n, sigma_n, correlation=correlation, generator=generator()).per_item["distance"]
+        assert least < levels.min() < 1.05 * least
 
 
 def test_the_gradient_vanishes_at_the_truth():

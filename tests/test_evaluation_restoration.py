@@ -1,17 +1,19 @@
 """Restorations as numbers: those of exact posteriors, on any number of processes, however the work is cut."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from checks import Exact, generator
+from checks import Exact, assert_mean, generator
 from process_group import in_processes
 from torch import Tensor
 
 import lightning_tweedie.evaluation.restoration as restoration_module
+from lightning_tweedie.correlation import Correlation
 from lightning_tweedie.data.batch import NoisyBatch
 from lightning_tweedie.errors import UserError
 from lightning_tweedie.evaluation.processes import Processes
@@ -25,7 +27,7 @@ from lightning_tweedie.evaluation.restoration import (
 )
 from lightning_tweedie.metrics.estimate import Estimate
 from lightning_tweedie.metrics.restoration import ssim
-from lightning_tweedie.sampling import Ancestral, Heun, one_step, posterior_samples
+from lightning_tweedie.sampling import Ancestral, Heun, SDEDPMSolverPP2M, one_step, posterior_samples
 
 SPREAD, SIGMA, SHAPE = 0.2, 0.4, (1, 12, 12)
 """Independent pixels of this deviation, under noise of that level: the posterior is known."""
@@ -72,6 +74,38 @@ def test_figures_of_the_exact_posterior() -> None:
     assert result.x_0 is not None
     for name, images in (("draw", result.draws[0]), ("mean", result.draws.mean(0)), ("noisy", result.x_n)):
         assert quality[f"ssim_{name}"].value == pytest.approx(float(ssim(images, result.x_0).mean()))
+
+
+@pytest.mark.parametrize("kind", ["a level per pixel", "correlated"])
+def test_noise_that_is_not_white_is_raised_to_white_noise_first(kind: str) -> None:
+    """Draws are as far from each other as from the truth; the figure of the noisy images is that of the given ones."""
+    n, shape = 30, Correlation(torch.tensor([0.3, 1.0, 0.3]))
+    x_0 = items(n)[1]
+    z, sigma_n = torch.randn(x_0.shape, generator=generator(2)), torch.full((n,), SIGMA)
+    if kind == "correlated":
+        x_n, level, settings = x_0 + SIGMA * shape.colour(z), SIGMA * 1.6**0.5, {"correlation": shape}
+    else:
+        sigma_n = torch.linspace(0.05, SIGMA, 12).expand(x_0.shape)
+        x_n, level, settings = x_0 + sigma_n * z, SIGMA, {}
+    restoring = partial(restore, exact(), x_n, indices=range(n), x_0=x_0, sampler=SDEDPMSolverPP2M(30))
+    result = restoring(sigma_n=sigma_n, **settings)
+    least = SPREAD**2 * level**2 / (SPREAD**2 + level**2)
+    assert_mean((result.one_step - x_0).square().flatten(1).mean(1) / least, 1.0)
+    assert torch.equal(result.x_n, x_n)
+
+    def off(result: Restoration) -> float:
+        """Standard errors between the nominal and the found share of truths in intervals, in the noisiest pixels."""
+        assert result.x_0 is not None
+        x_n, estimate, draws, x_0 = (x[..., 9:] for x in (result.x_n, result.one_step, result.draws, result.x_0))
+        quality = restoration_quality(Restoration(x_n, estimate, draws, x_0, result.sigma_n))
+        value, error = quality["interval_coverage_80"]
+        return (value - 0.8) / (error or 1)
+
+    assert abs(off(result)) < 4
+    again = restoring(sigma_n=sigma_n, batch_size=7, **settings)
+    torch.testing.assert_close(again.draws, result.draws)  # what is added belongs to the item
+    if kind == "a level per pixel":
+        assert off(restoring(sigma_n=sigma_n.square().mean((1, 2, 3)).sqrt())) < -5
 
 
 def test_the_error_of_a_coarse_grid_is_as_large_as_stated() -> None:
@@ -256,15 +290,16 @@ def test_noisy_items_are_those_with_noise() -> None:
     one = noisy_items(batch, 1)
     assert one is not None and one.index.tolist() == [1]
     assert noisy_items(batch._replace(sigma_n=torch.zeros(4))) is None
-    assert noisy_items(batch._replace(sigma_n=torch.ones(4, 1))) is None
+    maps = noisy_items(batch._replace(sigma_n=torch.tensor([[0.0], [0.2], [0.0], [0.3]])))
+    assert maps is not None and maps.index.tolist() == [1, 3]
     bare = noisy_items(batch._replace(x_0=None))
     assert bare is not None and bare.x_0 is None
 
 
-@pytest.mark.parametrize("sigma_n", [torch.tensor([0.3, 0.0]), torch.full((2, *SHAPE), 0.3), torch.zeros(0)])
+@pytest.mark.parametrize("sigma_n", [torch.tensor([0.3, 0.0]), torch.zeros(2, *SHAPE), torch.zeros(0)])
 def test_what_cannot_be_restored_is_refused(sigma_n: Tensor) -> None:
     x_n = items(2)[0]
-    with pytest.raises(UserError, match="one sigma > 0 each"):
+    with pytest.raises(UserError, match="with sigma > 0"):
         restore(exact(), x_n, sigma_n, range(2))
     with pytest.raises(UserError, match="draws = 0"):
         restore(exact(), x_n, torch.ones(2), range(2), draws=0)

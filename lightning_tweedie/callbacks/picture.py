@@ -135,6 +135,7 @@ def first_items(batches: list[NoisyBatch], count: int) -> NoisyBatch:
         sigma_n=torch.cat([b.sigma_n for b in batches])[:count],
         index=torch.cat([b.index for b in batches])[:count],
         x_0=torch.cat(clean)[:count] if clean else None,
+        correlation=batches[0].correlation,
     )
 
 

@@ -162,7 +162,7 @@ class Report(Callback):
         distances = self._distances(held_out, samples, reference, n, device, hidden)
 
         shown = 36 if len(data.shape) == 3 else n
-        columns = [(f"noisy data, sigma {data.sigma_n:.3g}", held_out.x_n), *samples.items()]
+        columns = [(f"noisy data, sigma {float(held_out.sigma_n.max()):.3g}", held_out.x_n), *samples.items()]
         if reference is not None:
             columns.append(("clean data, never trained on", reference))
         pictures = {"samples": panel([(title, images[:shown]) for title, images in columns], per_row=6, side=48)}
@@ -197,6 +197,7 @@ class Report(Callback):
             items.sigma_n,
             items.index.tolist(),
             items.x_0,
+            correlation=items.correlation,
             draws=self.draws,
             sampler=self.posterior_sampler,
             seed=self.seed,

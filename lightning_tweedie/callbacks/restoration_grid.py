@@ -6,15 +6,16 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_tweedie.callbacks.picture import PictureCallback
 from lightning_tweedie.data.batch import NoisyBatch
 from lightning_tweedie.errors import UserError
 from lightning_tweedie.evaluation.restoration import noisy_items
+from lightning_tweedie.kernels import raise_to_white
 from lightning_tweedie.metrics.restoration import psnr
 from lightning_tweedie.pictures import Picture, panel
+from lightning_tweedie.randomness import SampleNoise
 from lightning_tweedie.sampling import Sampler, SDEDPMSolverPP2M, one_step, posterior_samples
 
 __all__ = ["RestorationGrid", "restoration_panel"]
@@ -47,18 +48,15 @@ class RestorationGrid(PictureCallback):
 
     def draw(self, trainer: Trainer, pl_module: LightningModule, batch: NoisyBatch) -> Picture | None:
         """Restores the items and draws them."""
-        if batch.sigma_n.ndim > 1:
-            rank_zero_warn("RestorationGrid draws nothing: posterior draws need one noise level per item, not a map.")
-            return None
         items = noisy_items(batch)
         if items is None:
             return None
-        x_n, sigma_n, index, x_0 = items
+        numbers = items.index.tolist()
+        noise = SampleNoise(self.seed, numbers, items.x_n.device, "white")
+        x, level = raise_to_white(items.x_n, items.sigma_n, items.correlation, noise)
         denoiser: Any = pl_module.eval_denoiser
-        draws = posterior_samples(
-            denoiser, x_n, sigma_n, self.draws, self.sampler, seed=self.seed, indices=index.tolist()
-        )
-        return restoration_panel(x_n, one_step(denoiser, x_n, sigma_n), draws, x_0)
+        draws = posterior_samples(denoiser, x, level, self.draws, self.sampler, seed=self.seed, indices=numbers)
+        return restoration_panel(items.x_n, one_step(denoiser, x, level), draws, items.x_0)
 
 
 def restoration_panel(x_n: Tensor, estimate: Tensor, draws: Tensor, x_0: Tensor | None = None) -> Picture:

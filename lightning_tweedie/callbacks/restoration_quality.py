@@ -96,8 +96,7 @@ class RestorationQuality(QualityCallback):
         items = noisy_items(first_items(list(batches), self.num_images))
         if items is None:
             raise UserError(
-                "RestorationQuality restores noisy items with one level each, and these data are clean or have maps of "
-                "the level: remove it from trainer.callbacks"
+                "RestorationQuality restores noisy items, and these data are clean: remove it from trainer.callbacks"
             )
         if items.x_0 is None:
             raise UserError(

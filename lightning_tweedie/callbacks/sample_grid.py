@@ -39,7 +39,7 @@ class SampleGrid(PictureCallback):
         sigma_n = trainer.datamodule.sigma_n  # type: ignore[attr-defined]
         shape = (self.num_samples, *batch.x_n.shape[1:])
         columns = [
-            (f"noisy data, sigma {sigma_n:.3g}", batch.x_n),
+            (f"noisy data, sigma {float(batch.sigma_n.max()):.3g}", batch.x_n),
             ("full samples", sample(denoiser, shape, self.sampler, seed=self.seed)),
         ]
         if sigma_n > 0:

@@ -194,5 +194,6 @@ class SampleQuality(QualityCallback):
             training = ImageSet(clean, everything, "the training images")
         if any(metric in PROXIMAL for metric in self.metrics):
             view = NoisyView(data.noisy_set())
-            noisy = NoisyImages(view, chosen(view, "noisy"), view.level, data.sigma_n, grey=data.shape[0] == 1)
+            grey, correlation = data.shape[0] == 1, view.noisy.correlation
+            noisy = NoisyImages(view, chosen(view, "noisy"), view.level, data.sigma_n, grey, correlation)
         return read_yardsticks(self.metrics, self._extractor, work, reference=reference, training=training, noisy=noisy)

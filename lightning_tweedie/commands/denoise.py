@@ -1,12 +1,12 @@
 """`denoise`: noisy images restored with a checkpoint alone."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lightning_tweedie.commands.function_cli import call_with
 from lightning_tweedie.commands.output import choose_device, write_picture
+from lightning_tweedie.commands.restoration_levels import RestorationLevels
 from lightning_tweedie.commands.restored_files import RestoredFiles
 from lightning_tweedie.commands.samplers import make_sampler
 from lightning_tweedie.errors import UserError
@@ -28,7 +28,7 @@ def denoise(
     ckpt_path: str,
     input: str,  # noqa: A002 - the option's name
     out: str,
-    sigma: float | None = None,
+    sigma: float | str | None = None,
     sigma_units: Literal["scaled", "data"] = "scaled",
     draws: int = 0,
     steps: int = 18,
@@ -53,7 +53,8 @@ def denoise(
         ckpt_path: The checkpoint.
         input: Folder of noisy images, or one file of them: PNG, JPEG, TIFF, NPY, NPZ, HDF5, FITS.
         out: Folder for the results: a new one, or that of the same command.
-        sigma: Standard deviation of the noise; the level of the training data when left out.
+        sigma: Standard deviation of the noise: a number, or a table of the levels of all images, or a folder of maps,
+            as in training; the level of the training data when left out.
         sigma_units: The units of sigma: those of data in [-1, 1] (scaled), or those of the images (data).
         draws: Draws from the posterior per image.
         steps: Noise levels per draw.
@@ -75,7 +76,8 @@ def denoise(
     from lightning_tweedie.checkpoint import load_denoiser
     from lightning_tweedie.data.images import ImageFolder
     from lightning_tweedie.evaluation.store import conditions
-    from lightning_tweedie.noise.sigma import parse_sigma
+    from lightning_tweedie.kernels import raise_to_white
+    from lightning_tweedie.randomness import SampleNoise, name_number
     from lightning_tweedie.sampling import one_step, posterior_samples
     from lightning_tweedie.tiling import TiledDenoiser
 
@@ -88,12 +90,7 @@ def denoise(
             f"out = {out!r} lies in the folder of the input, which is searched to any depth: set --out to another one"
         )
     scale = _find_scale(trained, images, range)
-    # Without a level the training's own, which is on the scale of [-1, 1].
-    unit = scale.unit if sigma_units == "data" and sigma is not None else 1.0
-    level = parse_sigma(trained.sigma_n if sigma is None else sigma, "sigma", unit)
-    assert isinstance(level, float)
-    if level == 0:
-        raise UserError("sigma = 0 leaves nothing to restore: give the noise level of the images with --sigma")
+    levels = RestorationLevels(trained, sigma, images.names, scale.unit if sigma_units == "data" else 1.0)
     shapes = _check(images, scale)
     solver = make_sampler("sde-dpmsolver++", steps)
     tiled = TiledDenoiser(trained.denoiser, trained.shape[1:], batch_size=batch_size).eval()
@@ -102,7 +99,7 @@ def denoise(
         trained.shape,
         solver,
         seed,
-        sigma=level,
+        sigma=levels.told,
         draws=draws,
         range=[scale.low, scale.high],
         key=key,
@@ -116,18 +113,20 @@ def denoise(
         trained.denoiser.register_forward_hook(lambda module, inputs, answer: bar.update(len(answer)) and None)
         for indices in _batches(pending, shapes, trained.shape, batch_size):
             batch = _stack(images, indices)
-            x_n = batch.to(trained.denoiser.sigma_data.device)
-            results = {"one_step": one_step(tiled, x_n, level).cpu()}  # type: ignore[arg-type]
+            place = trained.denoiser.sigma_data.device
+            numbers = [name_number(images.names[index]) for index in indices]
+            x_n, sigma_n = batch.to(place), levels.of(indices, batch).to(place)
+            x, level = raise_to_white(x_n, sigma_n, trained.correlation, SampleNoise(seed, numbers, place, "white"))
+            results = {"one_step": one_step(tiled, x, level).cpu()}  # type: ignore[arg-type]
             if draws:
-                numbers = [_number(images.names[index]) for index in indices]
-                drawn = posterior_samples(tiled, x_n, level, draws, solver, seed=seed, indices=numbers).cpu()  # type: ignore[arg-type]
+                drawn = posterior_samples(tiled, x, level, draws, solver, seed=seed, indices=numbers).cpu()  # type: ignore[arg-type]
                 results |= {"mean": drawn.mean(0), "std": drawn.std(0, correction=min(1, draws - 1))}
                 results |= {f"draws/{k}": draw for k, draw in enumerate(drawn)}
             for row, index in enumerate(indices):
                 files.add(index, {kind: result[row] for kind, result in results.items()})
     files.clear()
     if not (files.folder / "overview.png").exists():
-        _draw(images, files, level)
+        _draw(images, files, levels)
     before = len(images) - len(pending)
     print(f"Wrote {len(pending)} restored images to {files.folder}{f', beside {before} of before' if before else ''}")
 
@@ -187,11 +186,6 @@ def _check(images: "ImageFolder", scale: "DataScale") -> list[tuple[int, ...]]:
     return shapes
 
 
-def _number(name: str) -> int:
-    """A number that belongs to a name, so that draws do not depend on what else is in the folder."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") >> 1
-
-
 def _batches(
     pending: list[int], shapes: list[tuple[int, ...]], tile: tuple[int, ...], batch_size: int
 ) -> Iterator[list[int]]:
@@ -213,7 +207,7 @@ def _stack(images: "ImageFolder", indices: list[int]) -> "Tensor":
     return torch.stack([images[index] for index in indices])
 
 
-def _draw(images: "ImageFolder", files: RestoredFiles, level: float) -> None:
+def _draw(images: "ImageFolder", files: RestoredFiles, levels: RestorationLevels) -> None:
     """Shows the first images of the size of the very first."""
     import torch
 
@@ -228,8 +222,9 @@ def _draw(images: "ImageFolder", files: RestoredFiles, level: float) -> None:
         seen = first[0] if first[0] in (1, 3) else 1
         return torch.stack([x[:seen, top : top + SIDE, left : left + SIDE] for x in results])
 
+    sigma = levels.of(shown, _stack(images, shown)).reshape(len(shown), -1).amax(1)
     columns = [
-        (f"noisy, sigma {level:.3g}", column([images[i] for i in shown])),
+        (f"noisy, sigma {float(sigma.max()):.3g}", column([images[i] for i in shown])),
         ("one-step estimate", column([files.read("one_step", i) for i in shown])),
     ]
     draws = sum(kind.startswith("draws/") for kind in files.kinds)
@@ -237,7 +232,8 @@ def _draw(images: "ImageFolder", files: RestoredFiles, level: float) -> None:
         columns.append((f"mean of {draws} draws", column([files.read("mean", i) for i in shown])))
         columns.append(("one draw", column([files.read("draws/0", i) for i in shown])))
         deviations = column([files.read("std", i) for i in shown])
-        columns.append(("std (white: sigma)", deviations.square().mean(1, keepdim=True).sqrt() / level * 2 - 1))
+        deviations = deviations.square().mean(1, keepdim=True).sqrt() / sigma.clamp(min=1e-6)[:, None, None, None]
+        columns.append(("std (white: sigma)", deviations * 2 - 1))
     write_picture(panel(columns), files.folder / "overview.png")
 
 

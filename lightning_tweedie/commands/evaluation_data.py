@@ -270,10 +270,11 @@ def open_noisy(
 
     images: Any
     level: Callable[[int], Tensor]
+    correlation = None
     if path is None:
         assert data is not None
         view = NoisyView(data.noisy_set())
-        images, level, largest = view, view.level, data.sigma_n
+        images, level, largest, correlation = view, view.level, data.sigma_n, view.noisy.correlation
     else:
         largest = parse_sigma(sigma, "sigma")  # type: ignore[assignment, arg-type]
         images, constant = _open(path, "noisy", noisy=True), torch.tensor(largest)
@@ -282,7 +283,8 @@ def open_noisy(
         raise UserError("proximal measures put the noise of the data into samples, and sigma is 0: leave them out")
     few = [images[i] for i in range(min(len(images), 8))]
     grey = all(image.shape[0] == 1 or bool((image == image[:1]).all()) for image in few)
-    return NoisyImages(images, pick(len(images), count, seed, "noisy", "num_reference"), level, largest, grey)
+    chosen = pick(len(images), count, seed, "noisy", "num_reference")
+    return NoisyImages(images, chosen, level, largest, grey, correlation)
 
 
 def check_training(path: str, data: NoisyDataModule, restoring: bool, processes: Processes) -> None:
@@ -314,10 +316,11 @@ def check_training(path: str, data: NoisyDataModule, restoring: bool, processes:
                 f"--data are in part those of its training: set data.{name} to {settings[name]}, or leave restoration "
                 "out of --metrics"
             )
-    for name, level in (("sigma", data.sigma), ("clean_fraction", data.clean_fraction)):
-        if name in settings and settings[name] != level and processes.is_first:
+    for name in ("sigma", "correlation", "clean_fraction"):
+        now = getattr(data, name)
+        if name in settings and settings[name] != now and processes.is_first:
             print(
-                f"warning: data.{name} = {level} was {settings[name]} when {path!r} was trained: proximal distances "
+                f"warning: data.{name} = {now} was {settings[name]} when {path!r} was trained: proximal distances "
                 "and restorations are about another noise than that of the training",
                 file=sys.stderr,
             )
@@ -340,6 +343,7 @@ def held_out(data: NoisyDataModule, count: int, seed: int) -> NoisyBatch:
     Raises:
         UserError: There are none, or their clean versions are not known.
     """
+    from torch import Tensor
     from torch.utils.data import DataLoader
 
     from lightning_tweedie.randomness import item_generator
@@ -357,7 +361,8 @@ def held_out(data: NoisyDataModule, count: int, seed: int) -> NoisyBatch:
             "`restoration` out of --metrics"
         )
     order = item_generator(seed, "evaluate/restoration", 0).permutation(len(items))
-    noisy = items.sigma_n[items.places[order]] > 0
-    if not noisy.any():
+    if isinstance(items.sigma_n, Tensor):
+        order = order[(items.sigma_n[items.places[order]] > 0).numpy()]
+    if not len(order):
         raise UserError("restoration needs noisy items, and those of the data module are all clean: set data.sigma")
-    return items.__getitems__(order[noisy.numpy()][:count].tolist())
+    return items.__getitems__(order[:count].tolist())

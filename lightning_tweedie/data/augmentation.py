@@ -1,8 +1,9 @@
 """Random changes after the noise that keep white noise white.
 
 Flips, quarter turns, whole-pixel shifts and crops only move pixels about. What they make of ``x_n = x_0 + sigma_n z``
-is again a clean image (moved) plus white noise (moved) of the same level. Whatever interpolates would correlate the
-noise, and whatever came before the noise would be a leak.
+is again a clean image (moved) plus white noise (moved) of the same level. Maps of the level move along. Correlated
+noise must look the same after a flip or a turn; where it does not, they are refused. Whatever interpolates would
+correlate the noise, and whatever came before the noise would be a leak.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_tweedie.correlation import Correlation
 from lightning_tweedie.errors import UserError
 from lightning_tweedie.randomness import item_generator
 
@@ -22,6 +24,8 @@ _PLAIN = ("hflip", "vflip", "rot90")
 _SIZED = ("shift", "crop")
 #: So many numbers are kept, of the last epochs.
 _KEPT = 1 << 20
+#: So much may an autocorrelation, 1 at its middle, change and still be the same: estimates are never quite symmetric.
+_SAME = 0.05
 
 
 class Augmentation:
@@ -81,6 +85,22 @@ class Augmentation:
                     )
                 shape = (*shape[:-2], size, size)
         return shape
+
+    def check_correlation(self, correlation: Correlation) -> None:
+        """Makes sure that noise of this correlation has the same one afterwards.
+
+        Raises:
+            UserError: It has another one.
+        """
+        here = torch.atleast_2d(correlation.autocorrelation)
+        moved = {"hflip": here.flip(-1), "vflip": here.flip(-2), "rot90": here.rot90(1, (-2, -1))}
+        for name, _ in self.steps:
+            there = moved.get(name, here)
+            if there.shape != here.shape or float((there - here).abs().max()) > _SAME:
+                raise UserError(
+                    f"data.augment: {name} changes the correlation of the noise (data.correlation), which is not the "
+                    "same in that direction: drop it"
+                )
 
     def for_evaluation(self) -> Augmentation:
         """The part that changes the shape, which evaluation data must go through too."""

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from lightning_tweedie.correlation import Correlation
+
 
 class NoisyBatch(NamedTuple):
     """A batch of noisy items, each with the level of the noise that it already holds.
@@ -17,9 +19,11 @@ class NoisyBatch(NamedTuple):
         index: Number of each item in its data set, ``(B,)`` int64.
         x_0: The clean items, ``(B, *shape)``, where they exist and only for evaluation; training
             batches always have ``None`` here.
+        correlation: That of the noise, the same in all items; ``None`` if it is independent between pixels.
     """
 
     x_n: Tensor
     sigma_n: Tensor
     index: Tensor  # type: ignore[assignment]  # hides the tuple's own method, which nobody calls
     x_0: Tensor | None = None
+    correlation: Correlation | None = None

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lightning_tweedie.correlation import Correlation
 from lightning_tweedie.data.array import ArrayDataset
 from lightning_tweedie.data.augmentation import Augmentation
 from lightning_tweedie.data.batch import NoisyBatch
@@ -19,6 +20,7 @@ from lightning_tweedie.data.sampler import Draw
 from lightning_tweedie.data.scaled_images import ScaledImages
 from lightning_tweedie.errors import UserError
 from lightning_tweedie.noise.injection import inject as inject_noise
+from lightning_tweedie.noise.level_maps import LevelMaps
 from lightning_tweedie.noise.sigma import LARGEST_SIGMA
 
 __all__ = ["ItemSet", "NoisyDataset", "collate"]
@@ -49,10 +51,9 @@ def collate(items: NoisyBatch | Sequence[NoisyBatch]) -> NoisyBatch:
     """
     if isinstance(items, NoisyBatch):
         return items
-    x_n, sigma_n, index, x_0 = zip(*items, strict=True)
-    return NoisyBatch(
-        torch.stack(x_n), torch.stack(sigma_n), torch.stack(index), None if x_0[0] is None else torch.stack(x_0)
-    )
+    x_n, sigma_n, index, x_0, correlation = zip(*items, strict=True)
+    clean = None if x_0[0] is None else torch.stack(x_0)
+    return NoisyBatch(torch.stack(x_n), torch.stack(sigma_n), torch.stack(index), clean, correlation[0])
 
 
 class NoisyDataset(Dataset[NoisyBatch]):
@@ -64,8 +65,10 @@ class NoisyDataset(Dataset[NoisyBatch]):
     Args:
         base: The items: float tensors or arrays ``(*shape)``, clean images in [-1, 1]; of an item that is a tuple
             only the first part counts, unless ``sigma_n`` is None.
-        sigma_n: Level of each item of ``base``, ``(len(base),)``, ``>= 0``; None if the items are pairs
-            ``(x_n, sigma_n)`` of data that are noisy by nature, ``sigma_n`` a float or a map with the item's shape.
+        sigma_n: Level of each item of ``base``, ``(len(base),)``, ``>= 0``, or a map for each; None if the items are
+            pairs ``(x_n, sigma_n)`` of data that are noisy by nature, ``sigma_n`` a float or a map with the item's
+            shape.
+        correlation: That of the noise; none when None.
         inject: Put the noise in; if False the items hold it already.
         seed: The user's seed.
         stream: Keeps the noise of different sets (training, test) apart.
@@ -81,8 +84,9 @@ class NoisyDataset(Dataset[NoisyBatch]):
     def __init__(
         self,
         base: ItemSet,
-        sigma_n: Tensor | None,
+        sigma_n: Tensor | LevelMaps | None,
         *,
+        correlation: Correlation | None = None,
         inject: bool = True,
         seed: int = 0,
         stream: str = "noise",
@@ -95,6 +99,7 @@ class NoisyDataset(Dataset[NoisyBatch]):
             raise UserError("data.sigma is not set, so there is no noise to inject: set it, or data.inject to false")
         self.base = base
         self.sigma_n = sigma_n
+        self.correlation = correlation
         self.inject = inject
         self.seed = seed
         self.stream = stream
@@ -124,7 +129,7 @@ class NoisyDataset(Dataset[NoisyBatch]):
         """One item, without a batch dimension."""
         batch = self.__getitems__([key])
         x_0 = None if batch.x_0 is None else batch.x_0[0]
-        return NoisyBatch(batch.x_n[0], batch.sigma_n[0], batch.index[0], x_0)
+        return NoisyBatch(batch.x_n[0], batch.sigma_n[0], batch.index[0], x_0, batch.correlation)
 
     def __getitems__(self, keys: Sequence[int | Draw]) -> NoisyBatch:
         """A batch.
@@ -148,7 +153,7 @@ class NoisyDataset(Dataset[NoisyBatch]):
         parts = self.augmentation(parts, index.tolist(), [draw.epoch for draw in draws])
         x_n = parts.pop(0)
         sigma_n = parts.pop(0) if sigma_n.ndim > 1 else sigma_n
-        return NoisyBatch(x_n, sigma_n, index, parts.pop(0) if x_0 is not None else None)
+        return NoisyBatch(x_n, sigma_n, index, parts.pop(0) if x_0 is not None else None, self.correlation)
 
     def clean(self, rows: Sequence[int]) -> Tensor:
         """Clean items ``(B, *shape)``, for evaluation only; a crop is the one of epoch 0."""
@@ -235,14 +240,17 @@ class NoisyDataset(Dataset[NoisyBatch]):
     def _make(self, index: list[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Noisy items, their levels, and the items before the noise."""
         items, levels = self._read(index)
-        sigma_n = self.sigma_n[index] if self.sigma_n is not None else levels
+        sigma_n = self.sigma_n[index] if isinstance(self.sigma_n, Tensor) else levels
         assert sigma_n is not None
-        x_n = inject_noise(items, sigma_n, index, self.seed, self.stream) if self.inject else items
-        return x_n, sigma_n, items
+        if not self.inject:
+            return items, sigma_n, items
+        return inject_noise(items, sigma_n, index, self.seed, self.stream, self.correlation), sigma_n, items
 
     def _read(self, index: list[int]) -> tuple[Tensor, Tensor | None]:
         """Items as they are before the noise, and their levels where they bring them."""
         levels: list[Tensor] | Tensor | None = None
+        # Where noise is in the data, all that comes before it only moves pixels, and those of maps too.
+        move = None if self.inject else self.transform
         if isinstance(self.base, ArrayDataset):
             items: Sequence[Tensor] | Tensor = self.base.take(index)
             if self.sigma_n is None:
@@ -254,14 +262,19 @@ class NoisyDataset(Dataset[NoisyBatch]):
             items = [self._as_tensor(i, item) for i, item in zip(index, found, strict=True)]
             if self.sigma_n is None:
                 levels = [self._level(i, item) for i, item in zip(index, found, strict=True)]
+                levels = [level if move is None or level.ndim < 3 else move(level) for level in levels]
         if self.transform is not None:
             items = [self.transform(item) for item in items]
         stacked = items if isinstance(items, Tensor) else self._stack(index, items)
         if self._any_size:
             self._check_crop(index[0], tuple(stacked.shape[1:]))
         self._check(index, stacked)
+        if isinstance(self.sigma_n, LevelMaps):
+            levels = [self.sigma_n.read(i, stacked.shape[1:], move) for i in index]
         if levels is not None:
-            levels = levels if isinstance(levels, Tensor) else torch.stack(levels)
+            if not isinstance(levels, Tensor):
+                self._check_level_shapes(index, levels, stacked)
+                levels = torch.stack(levels)
             self._check_levels(index, levels, stacked)
         return stacked, levels
 
@@ -327,11 +340,21 @@ class NoisyDataset(Dataset[NoisyBatch]):
                 remedy = "set data.range to the range of the data in their own units, or data.sigma_units to data"
             raise UserError(f"{self._name(index[k])} has values from {low:.4g} to {high:.4g}, but {must}: {remedy}")
 
+    def _check_level_shapes(self, index: list[int], levels: Sequence[Tensor], items: Tensor) -> None:
+        for i, level in zip(index, levels, strict=True):
+            if level.shape != levels[0].shape or (level.ndim > 0 and level.shape != items.shape[1:]):
+                raise UserError(
+                    f"{self._name(i)} has a sigma_n of shape {tuple(level.shape)}: give a number for every item, or a "
+                    f"map with the item's shape {tuple(items.shape[1:])}"
+                )
+
     def _check_levels(self, index: list[int], levels: Tensor, items: Tensor) -> None:
-        if levels.ndim > 1 and levels.shape != items.shape:
+        if levels.ndim > 1:
+            self._check_level_shapes(index, list(levels), items)
+        if levels.ndim > 1 and self.correlation is not None:
             raise UserError(
-                f"{self._name(index[0])} has a sigma_n of shape {tuple(levels.shape[1:])}: "
-                f"give a number, or a map with the item's shape {tuple(items.shape[1:])}"
+                f"{self._name(index[0])} has a map of the level and data.correlation is set: noise either differs "
+                "between pixels or is correlated, so leave one out"
             )
         flat = levels.reshape(len(levels), -1)
         bad = ~((flat >= 0) & (flat <= LARGEST_SIGMA)).all(dim=1)

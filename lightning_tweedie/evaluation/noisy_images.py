@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lightning_tweedie.correlation import Correlation
 from lightning_tweedie.data.noisy import NoisyDataset
 from lightning_tweedie.errors import UserError
 from lightning_tweedie.randomness import item_generator, item_noise
@@ -41,7 +42,7 @@ class NoisyView(Dataset[Tensor]):
     def level(self, index: int) -> Tensor:
         """Noise level of an item, ``()`` or ``(*shape)``."""
         levels = self.noisy.sigma_n
-        if levels is not None and levels.ndim == 1:
+        if isinstance(levels, Tensor) and levels.ndim == 1:
             return levels[self.noisy.places[index]]
         return self.noisy[index].sigma_n  # a map moves with the pixels, and some items bring their level
 
@@ -57,6 +58,7 @@ class NoisyImages:
             [-1, 1].
         sigma_n: The largest level.
         grey: Whether their noise is the same in all channels.
+        correlation: That of their noise; none when None.
     """
 
     images: Dataset[Tensor]
@@ -64,6 +66,7 @@ class NoisyImages:
     level: Callable[[int], Tensor]
     sigma_n: float
     grey: bool
+    correlation: Correlation | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -92,12 +95,14 @@ class NoisyImages:
 
         def transform(image: Tensor, index: int) -> Tensor:
             level = self.level(self.indices[order[index % len(order)]])
-            return renoise(self.like(image)[None], level[None], seed, [index])[0]
+            return renoise(self.like(image)[None], level[None], seed, [index], self.correlation)[0]
 
         return transform
 
 
-def renoise(images: Tensor, sigma_n: Tensor, seed: int, indices: Sequence[int]) -> Tensor:
+def renoise(
+    images: Tensor, sigma_n: Tensor, seed: int, indices: Sequence[int], correlation: Correlation | None = None
+) -> Tensor:
     """Puts noise into samples, so that they can be compared with noisy data: proximal measures need no clean image.
 
     The noise of a sample depends on the seed and its number alone.
@@ -107,9 +112,11 @@ def renoise(images: Tensor, sigma_n: Tensor, seed: int, indices: Sequence[int]) 
         sigma_n: Level of each, ``(B,)``, or ``(B, *shape)`` where it differs from pixel to pixel, ``>= 0``.
         seed: The user's seed.
         indices: Number of each sample, length ``B``.
+        correlation: That of the noise; none when None.
 
     Returns:
-        ``images + sigma_n z`` with ``z ~ N(0, I)``, ``(B, *shape)`` float32. It is not clipped.
+        ``images + sigma_n z`` with ``z`` standard normal, ``(B, *shape)`` float32. It is not clipped.
     """
     z = torch.stack([item_noise(seed, "proximal", int(i), images.shape[1:]) for i in indices])
+    z = z if correlation is None else correlation.colour(z)
     return images + expand(sigma_n, images) * z.to(images)

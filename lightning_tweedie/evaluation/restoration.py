@@ -14,15 +14,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from lightning_tweedie.correlation import Correlation
 from lightning_tweedie.data.batch import NoisyBatch
 from lightning_tweedie.denoiser import Denoiser
 from lightning_tweedie.errors import UserError
 from lightning_tweedie.evaluation.processes import Processes
 from lightning_tweedie.evaluation.store import ChunkStore, conditions
+from lightning_tweedie.kernels import raise_to_white
 from lightning_tweedie.metrics.estimate import Estimate, mean_of
 from lightning_tweedie.metrics.restoration import SSIM_WINDOW, interval_coverage, psnr, ssim
 from lightning_tweedie.pictures import Picture
 from lightning_tweedie.precision import full_precision
+from lightning_tweedie.randomness import SampleNoise
 from lightning_tweedie.sampling import Sampler, SDEDPMSolverPP2M, one_step, posterior_samples
 
 __all__ = [
@@ -53,7 +56,7 @@ class Restoration:
         one_step: Their estimates ``E[x_0 | x_n]``, ``(B, *shape)``.
         draws: Posterior draws ``(K, B, *shape)``.
         x_0: The clean items ``(B, *shape)`` in [-1, 1]; None where they are not known.
-        sigma_n: Noise level of each item, ``(B,)``, on the scale of the data.
+        sigma_n: Noise level of each item, ``(B,)`` or ``(B, *shape)``, on the scale of the data.
     """
 
     x_n: Tensor
@@ -71,15 +74,18 @@ def noisy_items(batch: NoisyBatch, count: int | None = None) -> NoisyBatch | Non
         count: At most so many; all when None.
 
     Returns:
-        They; None if there are none, or if the level is a map: posterior draws need one level per item.
+        They; None if there are none.
     """
-    if batch.sigma_n.ndim > 1:
-        return None
-    noisy = (batch.sigma_n > 0).nonzero()[:count, 0]
+    noisy = _has_noise(batch.sigma_n).nonzero()[:count, 0]
     if len(noisy) == 0:
         return None
     x_0 = None if batch.x_0 is None else batch.x_0[noisy]
-    return NoisyBatch(batch.x_n[noisy], batch.sigma_n[noisy], batch.index[noisy], x_0)
+    return NoisyBatch(batch.x_n[noisy], batch.sigma_n[noisy], batch.index[noisy], x_0, batch.correlation)
+
+
+def _has_noise(sigma_n: Tensor) -> Tensor:
+    """Which items hold noise, ``(B,)``, by their levels or maps of them."""
+    return (sigma_n.reshape(len(sigma_n), -1) > 0).any(1)
 
 
 def restore(
@@ -89,6 +95,7 @@ def restore(
     indices: Sequence[int],
     x_0: Tensor | None = None,
     *,
+    correlation: Correlation | None = None,
     draws: int = 19,
     sampler: Sampler | None = None,
     seed: int = 0,
@@ -99,15 +106,19 @@ def restore(
 ) -> Restoration:
     """Restores items in one step and by posterior draws.
 
+    Noise that is not white is first raised to white noise that covers it, by numbers that belong to the item. All draws
+    of an item start from there: they are draws of what it may have been, given the raised one.
+
     The result is bitwise the same on any number of processes, and the same up to the rounding of floats with any
     batch size. Every process must ask, and for the same items.
 
     Args:
         denoiser: A trained denoiser (use the EMA's), in evaluation mode.
         x_n: Noisy items ``(B, *shape)``.
-        sigma_n: Their levels ``(B,)``, ``> 0``, on the scale of the data.
+        sigma_n: Their levels ``(B,)``, ``> 0``, or maps of them ``(B, *shape)``, on the scale of the data.
         indices: Numbers of the items, length ``B``: with the seed they decide the draws.
         x_0: The clean items, if they are known; they take no part and are handed on.
+        correlation: That of their noise; none when None.
         draws: Posterior draws of each item, at least 1. 19 make intervals of exactly 50, 80 and 90 %.
         sampler: Stochastic solver of the draws; ``SDEDPMSolverPP2M`` with 18 levels when absent.
         seed: Seed of the draws.
@@ -122,20 +133,20 @@ def restore(
         All items, in order, on every process.
 
     Raises:
-        UserError: There is no item, or one without noise, or the level is a map; or the store cannot be written.
+        UserError: There is no item, or one without noise; or the store cannot be written.
     """
     if draws < 1 or batch_size < 1:
         raise UserError(f"draws = {draws} and batch_size = {batch_size} must be at least 1")
-    if sigma_n.ndim != 1 or len(sigma_n) == 0 or not bool((sigma_n > 0).all()):
+    if len(sigma_n) == 0 or not bool(_has_noise(sigma_n).all()):
         raise UserError(
-            "restoration needs noisy items with one sigma > 0 each, not clean ones and no maps of the level: leave "
-            "restorations out for such data"
+            "restoration needs noisy items, with sigma > 0, not clean ones: leave restorations out for such data"
         )
     sampler = SDEDPMSolverPP2M() if sampler is None else sampler
     processes = Processes() if processes is None else processes
     device = denoiser.sigma_data.device
     finished, chunks = ChunkStore(store), processes.deal(len(x_n), _CHUNK)
-    made_by = json.dumps(conditions(denoiser, x_n.shape[1:], sampler, seed, draws=draws))
+    shaped = {} if correlation is None else {"correlation": correlation.autocorrelation.tolist()}
+    made_by = json.dumps(conditions(denoiser, x_n.shape[1:], sampler, seed, draws=draws, **shaped))
     names = {chunk.start: _name(made_by, x_n, sigma_n, indices, chunk) for chunk in chunks}
     shape = (1 + draws, *x_n.shape[1:])
     parts: dict[int, Tensor] = {}
@@ -164,6 +175,7 @@ def restore(
                 here = slice(start, min(start + batch_size, chunk.stop))
                 x, sigma = x_n[here].to(device), sigma_n[here].to(device)
                 numbers = [int(i) for i in indices[here]]
+                x, sigma = raise_to_white(x, sigma, correlation, SampleNoise(seed, numbers, device, "white"))
                 drawn = posterior_samples(network, x, sigma, draws, sampler, seed=seed, indices=numbers)
                 rows.append(torch.stack([one_step(network, x, sigma), *drawn], dim=1).float().cpu())
             parts[chunk.start] = torch.cat(rows)

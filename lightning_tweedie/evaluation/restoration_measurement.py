@@ -50,6 +50,7 @@ def measure_restorations(
         items.sigma_n,
         items.index.tolist(),
         items.x_0,
+        correlation=items.correlation,
         draws=draws,
         sampler=sampler,
         seed=work.seed,

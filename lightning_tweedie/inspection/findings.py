@@ -157,7 +157,8 @@ def _about_noise(findings: Findings) -> list[Concern]:
         )
         remedy = (
             "Use the images as they were before the step that did this: resizing, rotation, demosaicing, compression. "
-            f"Else bin {white.reach + 1} x {white.reach + 1} pixels into one."
+            f"Else measure its autocovariance where the images are blank, and train with data.correlation; or bin "
+            f"{white.reach + 1} x {white.reach + 1} pixels into one."
         )
         warnings.append(Concern("correlated", text, remedy))
     signal = findings.signal

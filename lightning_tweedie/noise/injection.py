@@ -7,27 +7,40 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_tweedie.correlation import Correlation
 from lightning_tweedie.randomness import item_noise
+from lightning_tweedie.tweedie import expand
 
 __all__ = ["inject"]
 
 
-def inject(x_0: Tensor, sigma_n: Tensor, indices: Sequence[int], seed: int, stream: str = "noise") -> Tensor:
-    """Makes noisy items of clean ones: ``x_n = x_0 + sigma_n z`` with ``z ~ N(0, I)``.
+def inject(
+    x_0: Tensor,
+    sigma_n: Tensor,
+    indices: Sequence[int],
+    seed: int,
+    stream: str = "noise",
+    correlation: Correlation | None = None,
+) -> Tensor:
+    """Makes noisy items of clean ones: ``x_n = x_0 + sigma_n z`` with ``z`` standard normal.
 
     The noise of an item is a pure function of ``(seed, stream, index)``. It must be: with fresh noise in every epoch
     the mean over the epochs would reveal ``x_0``. It is never clipped or rounded, so the result leaves [-1, 1].
 
     Args:
         x_0: Clean items, ``(B, *shape)``, in [-1, 1].
-        sigma_n: Level of each item, ``(B,)``, ``>= 0``, on the same scale.
+        sigma_n: Level of each item, ``(B,)``, or ``(B, *shape)`` where it differs from pixel to pixel, ``>= 0``, on the
+            same scale.
         indices: Number of each item in its data set, length ``B``.
         seed: The user's seed.
         stream: Keeps the noise of different sets (training, test) apart.
+        correlation: That of the noise between pixels; none when ``None``.
 
     Returns:
         Noisy items, ``(B, *shape)``, float32.
     """
     shape = x_0.shape[1:]
-    z = torch.stack([item_noise(seed, stream, int(i), shape) for i in indices])
-    return x_0 + sigma_n.reshape(-1, *[1] * len(shape)) * z
+    z = [item_noise(seed, stream, int(i), shape) for i in indices]
+    if correlation is not None:
+        z = [correlation.colour(its[None])[0] for its in z]  # one by one: its last digits do not depend on the batch
+    return x_0 + expand(sigma_n, x_0) * torch.stack(z)

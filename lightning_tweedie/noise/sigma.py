@@ -1,24 +1,27 @@
-"""The noise level of every item of a data set: one number, a range, or a table.
+"""The noise level of every item of a data set: one number, a range, a table, or a folder of maps.
 
 Every sigma is a standard deviation on the scale of the data, which live in [-1, 1].
 """
 
 from __future__ import annotations
 
+import csv
 import math
+from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_tweedie.errors import UserError
+from lightning_tweedie.noise.level_maps import LevelMaps
 from lightning_tweedie.randomness import item_generator
 
 __all__ = ["AUTO", "LARGEST_SIGMA", "Sigma", "item_sigmas", "parse_sigma"]
 
-#: What a user may write: one level, a range ``[lo, hi]``, or the path of a table.
+#: What a user may write: one level, a range ``[lo, hi]``, or the path of a table or of a folder of maps.
 Sigma = float | Sequence[float] | str
 
 AUTO = "auto"
@@ -47,14 +50,17 @@ def _check_level(sigma: float, name: str, unit: float | None = 1.0) -> float:
     return float(sigma) / (unit or 1.0)
 
 
-def _read_table(path: Path, name: str, unit: float | None) -> Tensor:
+def _read_table(path: Path, name: str, unit: float | None) -> Tensor | dict[str, float]:
     if not path.is_file():
         raise UserError(
             f"{name} = {str(path)!r} is neither a number, nor a range [lo, hi], nor an existing file: "
-            "give the path of a .npy, .csv or .txt table with one level per item"
+            "give the path of a .npy, .csv or .txt table with one level per item, or of a folder of maps"
         )
     try:
-        if path.suffix == ".npy":
+        names, column = _columns(path, name) if path.suffix == ".csv" else (None, None)
+        if column is not None:
+            table = np.array(column, np.float64)
+        elif path.suffix == ".npy":
             table = np.load(path, allow_pickle=False)
         elif path.suffix in {".csv", ".txt"}:
             table = np.loadtxt(path, delimiter="," if path.suffix == ".csv" else None, ndmin=1)
@@ -63,7 +69,7 @@ def _read_table(path: Path, name: str, unit: float | None) -> Tensor:
         table = np.asarray(table, np.float64)
     except UserError:
         raise
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, csv.Error) as error:
         why = f"is not a table of numbers ({error})"
         raise UserError(f"{name} = {str(path)!r} {why}: write one level per item") from None
     if table.ndim == 2 and 1 in table.shape:
@@ -74,23 +80,50 @@ def _read_table(path: Path, name: str, unit: float | None) -> Tensor:
     bad = np.flatnonzero(~np.isfinite(table) | (table < 0) | (table > largest))
     if len(bad):
         _check_level(float(table[bad[0]]), f"{name} ({path}, item {bad[0]})", unit)
-    return torch.from_numpy((table / (unit or 1.0)).astype(np.float32))
+    levels = torch.from_numpy((table / (unit or 1.0)).astype(np.float32))
+    return levels if names is None else dict(zip(names, levels.tolist(), strict=True))
+
+
+def _columns(path: Path, name: str) -> tuple[list[str] | None, list[str] | None]:
+    """The columns ``file`` and ``sigma`` of a table with a header; None for what is not there."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, skipinitialspace=True)
+        header = [field.strip() for field in reader.fieldnames or []]
+        if not any(field[:1].isalpha() and field.lower() not in ("nan", "inf") for field in header):
+            return None, None
+        if "sigma" not in header:
+            raise UserError(
+                f"{name} = {str(path)!r} has the columns {', '.join(header)}: call that of the levels sigma, and that "
+                "of the items' names, if there is one, file"
+            )
+        reader.fieldnames = header
+        rows = list(reader)
+    column = [row["sigma"] or "nan" for row in rows]
+    if "file" not in header:
+        return None, column
+    names = [str(PurePosixPath((row["file"] or "").strip())) for row in rows]
+    often, times = Counter(names).most_common(1)[0] if names else ("", 0)
+    if times > 1:
+        raise UserError(f"{name} = {str(path)!r} has {times} levels for {often}: write one for each file")
+    return names, column
 
 
 def parse_sigma(
     sigma: Sigma, name: str = "data.sigma", unit: float | None = 1.0
-) -> float | tuple[float, float] | Tensor:
+) -> float | tuple[float, float] | Tensor | dict[str, float] | Path:
     """Reads and checks what the user wrote.
 
     Args:
-        sigma: One level ``>= 0``; a range ``[lo, hi]`` with ``0 < lo <= hi``; or the path of a table
-            (``.npy``, ``.csv`` or ``.txt``) with one level per item.
+        sigma: One level ``>= 0``; a range ``[lo, hi]`` with ``0 < lo <= hi``; the path of a table (``.npy``, ``.csv``
+            or ``.txt``) with one level per item, or with a header and the columns ``sigma`` and ``file``; or the path
+            of a folder of maps.
         name: The setting's name, for messages.
         unit: How much one unit of the scale [-1, 1] is in the units in which the levels are given; None: not known
             yet, they stay as they are.
 
     Returns:
-        The level, the range, or the table as a float32 tensor ``(N,)``, on the scale of [-1, 1].
+        The level, the range, the table as a float32 tensor ``(N,)`` or as a level for each name, all of them on the
+        scale of [-1, 1]; or the folder.
 
     Raises:
         UserError: A level is negative, not finite, or so large that it must be in other units; the range is
@@ -101,7 +134,8 @@ def parse_sigma(
         (0.1, 0.5)
     """
     if isinstance(sigma, (str, Path)):
-        return _read_table(Path(sigma).expanduser(), name, unit)
+        path = Path(sigma).expanduser()
+        return path if path.is_dir() else _read_table(path, name, unit)
     if isinstance(sigma, Sequence):
         if len(sigma) != 2:
             raise UserError(
@@ -118,33 +152,66 @@ def parse_sigma(
     return _check_level(float(sigma), name, unit)
 
 
-def item_sigmas(sigma: Sigma, count: int, seed: int, clean_fraction: float = 0.0, unit: float = 1.0) -> Tensor:
+def item_sigmas(
+    sigma: Sigma,
+    count: int,
+    seed: int,
+    clean_fraction: float = 0.0,
+    names: Sequence[str] | None = None,
+    name: str = "data.sigma",
+    unit: float = 1.0,
+) -> Tensor | LevelMaps:
     """The noise level of each of ``count`` items, a pure function of the seed and the item's index.
 
     A range is drawn from uniformly in log sigma, because sigma is a scale: as many items fall between 0.1 and 0.2 as
     between 0.2 and 0.4.
 
     Args:
-        sigma: One level, a range ``[lo, hi]``, or the path of a table with exactly ``count`` levels.
+        sigma: One level; a range ``[lo, hi]``; the path of a table with exactly ``count`` levels, or with one for each
+            of the ``names`` and maybe for others; or of a folder of maps, see
+            :class:`~lightning_tweedie.noise.level_maps.LevelMaps`.
         count: Number of items.
         seed: The user's seed.
         clean_fraction: Chance of each item to be clean, in [0, 1]; clean items have level 0. Whether an item is
             clean depends on the seed and its index alone, so the share comes out within binomial error.
+        names: The items' files, by which tables and maps find them, if they have any.
+        name: The setting's name, for messages.
         unit: See :func:`parse_sigma`.
 
     Returns:
-        Levels ``(count,)``, float32, ``>= 0``, on the scale of [-1, 1].
+        Levels ``(count,)``, float32, ``>= 0``, on the scale of [-1, 1]; or the maps.
 
     Raises:
-        UserError: See :func:`parse_sigma`; or the table has another length; or the fraction is not in [0, 1].
+        UserError: See :func:`parse_sigma`; or the table has another length, or it or the folder lacks a file; or the
+            fraction is not in [0, 1].
     """
-    parsed = parse_sigma(sigma, unit=unit)
+    parsed = parse_sigma(sigma, name, unit)
     if not 0 <= clean_fraction <= 1:
         raise UserError(f"data.clean_fraction = {clean_fraction:g} is not a fraction: give a number from 0 to 1")
-    if isinstance(parsed, Tensor):
+    if isinstance(parsed, (dict, Path)) and names is None:
+        raise UserError(
+            f"{name} = {str(sigma)!r} goes by the names of files, and the items of this data set have none: give a "
+            "table of levels in the order of the items, or pairs (x_n, sigma_n) with sigma_n a number or a map"
+        )
+    if isinstance(parsed, Path):
+        if clean_fraction:
+            raise UserError(
+                f"data.clean_fraction = {clean_fraction:g} does not go with maps of the level: give clean items maps "
+                "of zeros"
+            )
+        return LevelMaps(parsed, names or [], LARGEST_SIGMA, name, unit)
+    if isinstance(parsed, dict):
+        missing = [file for file in names or [] if str(PurePosixPath(file)) not in parsed]
+        if missing:
+            raise UserError(
+                f"{name} = {str(sigma)!r} has no level for {len(missing)} of {count} files, among them {missing[0]}: "
+                "add them, named in the column `file` as they are called inside the folder of images"
+            )
+        levels = torch.tensor([parsed[str(PurePosixPath(file))] for file in names or []])
+    elif isinstance(parsed, Tensor):
         if len(parsed) != count:
             raise UserError(
-                f"data.sigma = {str(sigma)!r} holds {len(parsed)} levels but the set has {count} items: "
+                f"{name} = {str(sigma)!r} holds {len(parsed)} levels but the set has {count} items: "
                 "write one level per item, in the order of the items"
             )
         levels = parsed.clone()

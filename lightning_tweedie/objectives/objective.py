@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from lightning_tweedie.correlation import Correlation
 from lightning_tweedie.denoiser import Denoiser
 from lightning_tweedie.errors import UserError
+from lightning_tweedie.kernels import DenoiserLike
 from lightning_tweedie.objectives.ambient import AmbientScoreMatching
 from lightning_tweedie.objectives.consistency import Consistency
 from lightning_tweedie.objectives.replay import PosteriorReplay
@@ -80,6 +82,7 @@ class Objective(nn.Module):
         x_n: Tensor,
         sigma_n: Tensor,
         *,
+        correlation: Correlation | None = None,
         teacher: nn.Module | None = None,
         progress: float = 1.0,
         generator: torch.Generator | None = None,
@@ -90,6 +93,7 @@ class Objective(nn.Module):
             denoiser: The network being trained.
             x_n: Noisy data ``(B, *shape)``.
             sigma_n: Their noise level on the scale of the data, ``(B,)`` or ``(B, *shape)``.
+            correlation: That of the noise, where it is stationary and not white.
             teacher: Denoiser for draws without gradient, usually the EMA's; ``denoiser`` when absent.
             progress: Share of the training that is done, in [0, 1]; decides which terms are on.
             generator: Source of the step's random numbers, on the data's device; torch's global state
@@ -103,8 +107,12 @@ class Objective(nn.Module):
                 "the denoiser does not know sigma_data, the standard deviation of the clean data: give "
                 "Denoiser(..., sigma_data=...) or train with a data module that estimates it"
             )
-        teacher = denoiser if teacher is None else teacher
-        step = Step(x_n, sigma_n, teacher, denoiser.sigma_data, generator, progress)
+        asked: DenoiserLike = denoiser
+        drawing: DenoiserLike = denoiser if teacher is None else teacher
+        if correlation is not None:
+            x_n, sigma_n = correlation.hartley(x_n), correlation.levels(sigma_n, x_n)
+            asked, drawing = correlation.around(asked), correlation.around(drawing)
+        step = Step(x_n, sigma_n, drawing, denoiser.sigma_data, generator, progress)
         queries: list[tuple[str, float, Query]] = []
         first, *others = self.terms
         for name in (*others, first):
@@ -118,7 +126,7 @@ class Objective(nn.Module):
             if weight > 0 and (query := term.query(step)) is not None:
                 queries.append((name, weight, query))
 
-        answers = denoiser(torch.cat([q.x for _, _, q in queries]), torch.cat([q.sigma for _, _, q in queries]))
+        answers = asked(torch.cat([q.x for _, _, q in queries]), torch.cat([q.sigma for _, _, q in queries]))
         total = answers.new_zeros(())
         terms, per_item = {}, {}
         for (name, weight, query), x0 in zip(queries, answers.split([len(q.x) for _, _, q in queries]), strict=True):

@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from lightning_tweedie.correlation import Correlation
 from lightning_tweedie.denoiser import Denoiser
 from lightning_tweedie.errors import UserError
 from lightning_tweedie.kernels import perturb
@@ -75,6 +76,7 @@ class ScoreDistillation(Objective):
         x_n: Tensor,
         sigma_n: Tensor,
         *,
+        correlation: Correlation | None = None,
         teacher: nn.Module | None = None,
         progress: float = 1.0,
         generator: torch.Generator | None = None,
@@ -85,6 +87,7 @@ class ScoreDistillation(Objective):
             denoiser: The generator.
             x_n: Noisy data ``(B, *shape)``, of which only the shape is used.
             sigma_n: Their noise level on the scale of the data, ``(B,)`` or ``(B, *shape)``.
+            correlation: That of the noise: samples are compared at levels that cover it.
             teacher: Not used: the teacher is the one given at the start.
             progress: Not used: nothing waits.
             generator: Source of the step's random numbers, on the data's device; torch's global state when absent.
@@ -94,6 +97,8 @@ class ScoreDistillation(Objective):
             ``lambda(sigma_t) |F(x_t) - T(x_t)|^2``, by which to watch the generator: its own loss has a gradient but
             no meaning. Each network is reached by the gradient of its own loss alone.
         """
+        if correlation is not None:
+            sigma_n = correlation.levels(sigma_n, x_n)
         step = Step(x_n, sigma_n, self.teacher, self.teacher.sigma_data, generator)
         x_g = denoiser(self.sigma_init * step.noise(x_n), torch.full_like(step.item_level, self.sigma_init))
         made = x_g.detach()

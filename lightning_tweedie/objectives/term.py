@@ -24,7 +24,8 @@ class Step:
     """What a term may use in one training step.
 
     Attributes:
-        x_n: Data ``(B, *shape)``.
+        x_n: Data ``(B, *shape)``, in coordinates in which noise is independent: pixels, or, where it is correlated,
+            those of :class:`~lightning_tweedie.correlation.Correlation`. Denoisers are asked and answer in the same.
         sigma_n: Their noise level ``(B,)`` or ``(B, *shape)``, on the scale of the data.
         teacher: Denoiser for draws without gradient: the EMA's where there is one.
         sigma_data: Standard deviation of the clean data.

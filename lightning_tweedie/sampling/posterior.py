@@ -30,8 +30,8 @@ def one_step(denoiser: Denoiser, x_n: Tensor, sigma_n: Tensor | float) -> Tensor
     """
     if isinstance(sigma_n, Tensor) and sigma_n.ndim > 1:
         raise UserError(
-            "restoration needs one sigma per item, not a map: raise the noise to its largest level with "
-            "lightning_tweedie.kernels.perturb first"
+            "restoration needs one sigma per item, not a map: raise the noise to white noise first, with "
+            "lightning_tweedie.kernels.raise_to_white"
         )
     sigma = torch.as_tensor(sigma_n, dtype=x_n.dtype, device=x_n.device).expand(len(x_n))
     # At sigma = 0 the scalings divide by zero; such an item needs no denoising.
