@@ -1,0 +1,144 @@
+"""The model card: what a model is, for those whom it is given to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from lightning_tweedie import __version__
+from lightning_tweedie.checkpoint import CHECKPOINT_KEY, TrainedDenoiser
+
+__all__ = ["model_card"]
+
+CARD = """---
+library_name: lightning_tweedie
+tags: [diffusion, denoising, noisy-data]{task}
+---
+
+# {name}
+
+A diffusion model that was trained on noisy data and draws clean ones; it restores noisy data too.
+{picture}
+{facts}
+
+## Use
+
+With lightning_tweedie installed. Nothing in this folder is code, and loading it runs none.
+
+```python
+from lightning_tweedie.checkpoint import load_denoiser
+from lightning_tweedie.sampling import one_step, posterior_samples, sample
+
+model = load_denoiser("{name}")
+samples = sample(model.denoiser, (16, *model.shape))
+restored = one_step(model.denoiser, noisy, model.sigma_n)  # of least squared error
+draws = posterior_samples(model.denoiser, noisy, model.sigma_n, draws=8)  # what the clean data may have been
+```
+
+The commands `lightning_tweedie sample`, `denoise` and `evaluate` take the folder as `--ckpt_path`.
+
+## Metrics
+
+{metrics}
+
+## Data and licence
+
+*To be completed by whoever gives the model away: where the data come from, what the model is for and what it is not for,
+and the licences of the data and of the model.*
+"""
+
+NO_METRICS = "None were measured of these weights during their training: `lightning_tweedie evaluate` does it."
+
+
+def model_card(
+    name: str, trained: TrainedDenoiser, checkpoint: Mapping[str, Any], data: Mapping[str, Any], samples: int
+) -> str:
+    """Writes the card, as far as the checkpoint and its run's directory tell.
+
+    Args:
+        name: What the model is called.
+        trained: What the checkpoint holds.
+        checkpoint: Its content.
+        data: States of data modules by the names of their classes.
+        samples: How many samples the picture beside it shows.
+
+    Returns:
+        Markdown, with metadata for model hubs.
+    """
+    facts = _facts(trained, checkpoint, data)
+    width = max(map(len, facts))
+    return CARD.format(
+        name=name,
+        task="\npipeline_tag: unconditional-image-generation" if len(trained.shape) == 3 else "",
+        picture=f"\n![{samples} samples](samples.png)\n" if samples else "",
+        facts="\n".join(
+            [f"| {'':<{width}} | |", f"|{'-' * (width + 2)}|-|", *(f"| {k:<{width}} | {v} |" for k, v in facts.items())]
+        ),
+        metrics="\n".join(_metrics(trained)).strip() or NO_METRICS,
+    )
+
+
+def _facts(trained: TrainedDenoiser, checkpoint: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, str]:
+    backbone = checkpoint[CHECKPOINT_KEY]["denoiser"]["init_args"]["backbone"]
+    settings = ", ".join(f"{key} = {value}" for key, value in backbone["init_args"].items())
+    parameters = sum(p.numel() for p in trained.denoiser.parameters())
+    facts = {
+        "data": ", ".join([*data, f"items of shape {' x '.join(map(str, trained.shape))}"]),
+        "noise in the training data": f"sigma up to {trained.sigma_n:.4g} on the scale of data in [-1, 1]",
+        "network": f"{backbone['class_path'].rpartition('.')[2]}, {parameters:,} parameters: {settings}",
+        "standard deviation of clean data": f"{float(trained.denoiser.sigma_data):.4g}",
+    }
+    for state in data.values():
+        noise = state["noise"]
+        facts["noise in the training data"] += ", put into clean data" if noise.get("inject") else ", there by nature"
+        if noise.get("clean_fraction"):
+            facts["noise in the training data"] += f"; {noise['clean_fraction']:.3g} of the items are clean"
+        if trained.step is not None and "global_batch_size" in state:
+            size = state["global_batch_size"]
+            facts["training"] = f"{trained.step:,} steps of {size} items, {trained.step * size:,} in all"
+    given = checkpoint.get("hyper_parameters", {})
+    objective = (given.get("objective") or {}).get("init_args", {})
+    terms = [term for value in objective.values() for term in (value if isinstance(value, list) else [value]) if term]
+    if terms:
+        facts["objective"] = ", ".join(_short(term) for term in terms)
+    if given.get("optimizer"):
+        rate = given["optimizer"].get("init_args", {}).get("lr")
+        facts["optimiser"] = f"{_short(given['optimizer'])}, learning rate {rate}"
+    if trained.half_life is not None:
+        facts["weights"] = f"averaged with a half-life of {trained.half_life:g} steps"
+    facts["made with"] = f"lightning_tweedie {__version__}"
+    facts["checkpoint"] = f"SHA-256 {trained.digest}"
+    return facts
+
+
+def _short(described: Mapping[str, Any]) -> str:
+    return str(described["class_path"]).rpartition(".")[2]
+
+
+def _metrics(trained: TrainedDenoiser) -> list[str]:
+    """Tables from the run's directory, of these very weights."""
+    from lightning_tweedie.evaluation.results import Row, markdown_table
+
+    run, weights = Path(trained.path).absolute().parent.parent, (trained.step, trained.half_life)
+    tables = []
+    for path in sorted(run.glob("report*/report.json")):
+        facts = _json(path.read_text(encoding="utf-8"))
+        if (facts.get("step"), facts.get("ema_half_life")) == weights and path.with_suffix(".md").is_file():
+            tables.append(path.with_suffix(".md").read_text(encoding="utf-8"))
+    rows = []
+    for path in run.glob("quality.jsonl"):
+        for facts in map(_json, path.read_text(encoding="utf-8").splitlines()):
+            if (facts.get("step"), facts.get("ema_half_life")) == weights and facts.get("value") is not None:
+                rows.append(Row(**{field.name: facts.get(field.name) for field in fields(Row)}))  # type: ignore[arg-type]
+    return [*tables, markdown_table(rows)] if rows else tables
+
+
+def _json(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:  # the last line of a run that was interrupted
+        return {}
+    return found if isinstance(found, dict) else {}
