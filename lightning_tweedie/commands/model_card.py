@@ -26,13 +26,13 @@ A diffusion model that was trained on noisy data and draws clean ones; it restor
 
 ## Use
 
-With lightning_tweedie installed. Nothing in this folder is code, and loading it runs none.
+With lightning_tweedie{package} installed. Nothing in this folder is code.
 
 ```python
 from lightning_tweedie.checkpoint import load_denoiser
 from lightning_tweedie.sampling import one_step, posterior_samples, sample
 
-model = load_denoiser("{name}")
+model = load_denoiser("{name}"{allow})
 samples = sample(model.denoiser, (16, *model.shape))
 restored = one_step(model.denoiser, noisy, model.sigma_n)  # of least squared error
 draws = posterior_samples(model.denoiser, noisy, model.sigma_n, draws=8)  # what the clean data may have been
@@ -68,10 +68,14 @@ def model_card(
     Returns:
         Markdown, with metadata for model hubs.
     """
+    package = _class_path(checkpoint).partition(".")[0]
+    ours = package == "lightning_tweedie"
     facts = _facts(trained, checkpoint, data)
     width = max(map(len, facts))
     return CARD.format(
         name=name,
+        package="" if ours else f", and {package} with the network's class,",
+        allow="" if ours else f', allow=["{package}"]',
         task="\npipeline_tag: unconditional-image-generation" if len(trained.shape) == 3 else "",
         picture=f"\n![{samples} samples](samples.png)\n" if samples else "",
         facts="\n".join(
@@ -82,13 +86,13 @@ def model_card(
 
 
 def _facts(trained: TrainedDenoiser, checkpoint: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, str]:
-    backbone = checkpoint[CHECKPOINT_KEY]["denoiser"]["init_args"]["backbone"]
-    settings = ", ".join(f"{key} = {value}" for key, value in backbone["init_args"].items())
+    given = checkpoint[CHECKPOINT_KEY]["denoiser"]["init_args"]["backbone"]["init_args"]
+    settings = ", ".join(f"{key} = {value}" for key, value in given.items())
     parameters = sum(p.numel() for p in trained.denoiser.parameters())
     facts = {
         "data": ", ".join([*data, f"items of shape {' x '.join(map(str, trained.shape))}"]),
         "noise in the training data": f"sigma up to {trained.sigma_n:.4g} on the scale of data in [-1, 1]",
-        "network": f"{backbone['class_path'].rpartition('.')[2]}, {parameters:,} parameters: {settings}",
+        "network": f"{_class_path(checkpoint)}, {parameters:,} parameters: {settings}",
         "standard deviation of clean data": f"{float(trained.denoiser.sigma_data):.4g}",
     }
     for state in data.values():
@@ -112,6 +116,10 @@ def _facts(trained: TrainedDenoiser, checkpoint: Mapping[str, Any], data: Mappin
     facts["made with"] = f"lightning_tweedie {__version__}"
     facts["checkpoint"] = f"SHA-256 {trained.digest}"
     return facts
+
+
+def _class_path(checkpoint: Mapping[str, Any]) -> str:
+    return str(checkpoint[CHECKPOINT_KEY]["denoiser"]["init_args"]["backbone"]["class_path"])
 
 
 def _short(described: Mapping[str, Any]) -> str:
