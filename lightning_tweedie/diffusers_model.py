@@ -16,7 +16,6 @@ from torch import Tensor
 
 from lightning_tweedie.checkpoint import load_denoiser
 from lightning_tweedie.errors import UserError
-from lightning_tweedie.model_folder import CONFIG
 from lightning_tweedie.serialization import from_config, to_config
 
 try:
@@ -43,8 +42,6 @@ class TweedieModel(ModelMixin, ConfigMixin):
         out_channels: The same.
         num_class_embeds: None: there are no classes.
     """
-
-    config_name = CONFIG
 
     @register_to_config
     def __init__(

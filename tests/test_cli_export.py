@@ -2,6 +2,8 @@
 
 import errno
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import pytest
 import torch
 import yaml
 from command_line import DIGITS, run
+from image_sets import ENCODER, write_folder
 from PIL import Image
 
 from lightning_tweedie.checkpoint import data_settings, load_denoiser
@@ -19,6 +22,7 @@ from lightning_tweedie.cli import main
 from lightning_tweedie.commands import model_card
 from lightning_tweedie.sampling import one_step, sample
 
+ROOT = Path(__file__).resolve().parent.parent
 AVERAGES = ("--model.ema=lightning_tweedie.ema.EMA", "--model.ema.init_args.half_lives=[0.5,2]")
 
 
@@ -81,9 +85,7 @@ def test_the_card_works_as_printed_without_lightning(exported: Path) -> None:
     code = f"{blocked}    sys.modules[name] = None\nimport torch\nnoisy = torch.zeros(2, 1, 28, 28)\n{code}"
     code += "torch.save(samples, sys.argv[1])\nassert restored.shape == draws[0].shape == noisy.shape\n"
     out = exported.parent / "samples.pt"
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(out)], cwd=exported.parent, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code, str(out)], cwd=exported.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     samples = torch.load(out, weights_only=True)
     expected = sample(load_denoiser(exported).denoiser, (6, 1, 28, 28))
@@ -141,6 +143,36 @@ def test_commands_take_the_folder(ckpt: Path, exported: Path, tmp_path: Path) ->
         made.append((np.load(out / "s/samples.npz")["samples"], restored, [row["value"] for row in rows]))
     for ours, theirs in zip(*made, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_the_page_of_the_docs(ckpt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its commands and its Python, as printed, but with fewer samples."""
+    page = (ROOT / "docs/giving_away.md").read_text()
+    commands = [shlex.split(line) for line in re.findall(r"^lightning_tweedie (.*)$", page, re.M)]
+    monkeypatch.chdir(tmp_path)
+    place = Path(commands[0][commands[0].index("--ckpt_path") + 1])
+    place.parent.mkdir(parents=True)
+    shutil.copy(ckpt, place)
+    (tmp_path / "noisy").mkdir()
+    np.save(tmp_path / "noisy/a.npy", np.zeros((1, 28, 28), np.float32))
+    write_folder(torch.rand(12, 1, 28, 28, generator=torch.Generator().manual_seed(0)), tmp_path / "images")
+    fewer = {
+        "export": ["--num", "2"],
+        "sample": ["--num", "2", "--steps", "2"],
+        "denoise": [],
+        "evaluate": ["--num", "12", "--steps", "2", "--metrics", "fid", "--extractor", ENCODER],
+    }
+    assert [command for command, *_ in commands] == list(fewer)
+    for command, *options in commands:
+        assert main([command, *options, *fewer[command]]) == 0
+    assert {path.name for path in (tmp_path / "digits").iterdir()} == set(re.findall(r"^\| `([\w.]+)` ", page, re.M))
+    shown = {}
+    for code in re.findall(r"```python\n(.*?)```", page, re.S):
+        names: dict = {}
+        exec(code.replace("(16,", "(2,").replace("num_inference_steps=18", "num_inference_steps=2"), names)
+        shown[type(names["images"])] = names["images"]
+    assert shown[torch.Tensor].shape == (2, 1, 28, 28)
+    assert [image.size for image in shown[list]] == [(28, 28)] * 4
 
 
 def test_nothing_is_overwritten_and_nothing_is_left_half_done(

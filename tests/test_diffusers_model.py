@@ -24,9 +24,7 @@ STEPS = 6
 
 def write(folder: Path, denoiser: Denoiser, shape: list[int]) -> Path:
     folder.mkdir()
-    write_model_folder(
-        folder, {"denoiser": to_config(denoiser), "shape": shape, "sigma_n": 0.3}, denoiser.state_dict()
-    )
+    write_model_folder(folder, {"denoiser": to_config(denoiser), "shape": shape, "sigma_n": 0.3}, denoiser.state_dict())
     return folder
 
 

@@ -77,7 +77,7 @@ def test_the_mirror_term_is_zero_for_a_law_without_sides_only() -> None:
 
     generator = torch.Generator().manual_seed(0)
     mean = 0.2 * torch.randn(1, 1, 3, 4, generator=generator)
-    step_of = {"x_n": torch.randn(16, 1, 3, 4, generator=generator), "sigma_n": torch.full((16,), 0.4)}
+    step_of = {"x_n": 0.4 * torch.randn(16, 1, 3, 4, generator=generator), "sigma_n": torch.full((16,), 0.4)}
     step_of["sigma_n"][0] = 0.0
 
     def loss(oracle: MixtureOracle) -> float:

@@ -195,7 +195,10 @@ def test_weights_that_are_damaged(folder: Path) -> None:
 
 
 def test_weights_of_another_network(folder: Path) -> None:
-    config, weights = json.loads((folder / "config.json").read_text()), load((folder / "model.safetensors").read_bytes())
+    config, weights = (
+        json.loads((folder / "config.json").read_text()),
+        load((folder / "model.safetensors").read_bytes()),
+    )
     first = next(name for name in weights if name.endswith("weight"))
     lies: list[dict[str, torch.Tensor]] = [
         {k: v for k, v in weights.items() if k != first},

@@ -13,8 +13,8 @@ __all__ = ["call_with"]
 def call_with(function: Callable[..., None], argv: Sequence[str]) -> None:
     """Calls a function with arguments from the command line.
 
-    Options may not be abbreviated. A boolean option may stand alone, which means true. A list may be given as words with
-    commas between them.
+    Options may not be abbreviated. A boolean option may stand alone, which means true. A list may be given as words
+    with commas between them.
 
     Args:
         function: Its argument types and docstring make the options and the help. Their annotations must be types, not

@@ -46,8 +46,8 @@ The commands `lightning_tweedie sample`, `denoise` and `evaluate` take the folde
 
 ## Data and licence
 
-*To be completed by whoever gives the model away: where the data come from, what the model is for and what it is not for,
-and the licences of the data and of the model.*
+*To be completed by whoever gives the model away: where the data come from, what the model is for and what it is not
+for, and the licences of the data and of the model.*
 """
 
 NO_METRICS = "None were measured of these weights during their training: `lightning_tweedie evaluate` does it."
