@@ -68,12 +68,13 @@ def test_the_config_says_what_the_checkpoint_says(ckpt: Path, exported: Path) ->
 
 def test_what_a_checkpoint_says_besides_is_carried_over(ckpt: Path, tmp_path: Path) -> None:
     content = torch.load(ckpt, weights_only=True)
-    content["lightning_tweedie"]["more"] = {"of": [0, 65535]}
+    content["lightning_tweedie"]["scale"] = {"low": 0, "high": 65535}
     content["Digits"]["noise"]["sigma"] = "/home/me/secret/levels.csv"
     torch.save(content, tmp_path / "more.ckpt")
     assert main(["export", "--ckpt_path", str(tmp_path / "more.ckpt"), "--out", str(tmp_path / "m"), "--num=0"]) == 0
     config = json.loads((tmp_path / "m/config.json").read_text())
-    assert config["more"] == {"of": [0, 65535]}
+    assert config["scale"] == {"low": 0, "high": 65535}
+    assert "low = 0, high = 65535" in (tmp_path / "m/README.md").read_text()
     assert config["data"]["Digits"]["noise"]["sigma"] == "levels.csv"
     assert not any(b"/home" in written for written in files(tmp_path / "m").values())
 
@@ -147,7 +148,7 @@ def test_commands_take_the_folder(ckpt: Path, exported: Path, tmp_path: Path) ->
 
 def test_the_page_of_the_docs(ckpt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its commands and its Python, as printed, but with fewer samples."""
-    page = (ROOT / "docs/giving_away.md").read_text()
+    page = (ROOT / "docs/howto/giving_away.md").read_text()
     commands = [shlex.split(line) for line in re.findall(r"^lightning_tweedie (.*)$", page, re.M)]
     monkeypatch.chdir(tmp_path)
     place = Path(commands[0][commands[0].index("--ckpt_path") + 1])

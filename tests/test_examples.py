@@ -15,7 +15,7 @@ from lightning_tweedie.objectives.term import Step
 from lightning_tweedie.oracles import MixtureOracle
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = (ROOT / "docs/extending.md").read_text()
+PAGE = (ROOT / "docs/howto/extending.md").read_text()
 FILES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
 COMMANDS = [shlex.split(line) for line in re.findall(r"^lightning_tweedie (fit .*)$", PAGE.replace("\\\n", " "), re.M)]
 SMALL = (
@@ -35,7 +35,7 @@ def test_each_file_is_short_and_stands_in_the_docs_with_a_command() -> None:
     assert len(FILES) == 5
     for name in FILES:
         assert len((ROOT / "examples" / name).read_text().splitlines()) < 40
-        assert f"```{{literalinclude}} ../examples/{name}\n" in PAGE
+        assert f"```{{literalinclude}} ../../examples/{name}\n" in PAGE
         assert any(f"examples.{Path(name).stem}." in " ".join(command) for command in COMMANDS)
 
 

@@ -95,6 +95,8 @@ def _facts(trained: TrainedDenoiser, checkpoint: Mapping[str, Any], data: Mappin
         "network": f"{_class_path(checkpoint)}, {parameters:,} parameters: {settings}",
         "standard deviation of clean data": f"{float(trained.denoiser.sigma_data):.4g}",
     }
+    if isinstance(scale := checkpoint[CHECKPOINT_KEY].get("scale"), dict):
+        facts["scale of the data"] = ", ".join(f"{key} = {value}" for key, value in scale.items())
     for state in data.values():
         noise = state["noise"]
         facts["noise in the training data"] += ", put into clean data" if noise.get("inject") else ", there by nature"
