@@ -20,6 +20,7 @@ from PIL import Image
 from lightning_tweedie.checkpoint import data_settings, load_denoiser
 from lightning_tweedie.cli import main
 from lightning_tweedie.commands import model_card
+from lightning_tweedie.randomness import SampleNoise
 from lightning_tweedie.sampling import one_step, sample
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -102,6 +103,23 @@ def test_the_card_tells_facts(ckpt: Path, exported: Path) -> None:
     for fact in ("Digits, items of shape 1 x 28 x 28", "sigma up to 0.5", f"{parameters:,} parameters", "3 steps of 8"):
         assert fact in card
     assert "24 in all" in card and "half-life of 2 steps" in card and load_denoiser(ckpt).digest in card
+
+
+def test_a_distilled_generator_says_how_it_is_sampled(ckpt: Path, tmp_path: Path) -> None:
+    content = torch.load(ckpt, weights_only=True)
+    content["hyper_parameters"] = {"_class_path": "lightning_tweedie.distillation.DistillationModule", "sigma_init": 2}
+    torch.save(content, tmp_path / "g.ckpt")
+    assert main(["export", "--ckpt_path", str(tmp_path / "g.ckpt"), "--out", str(tmp_path / "g"), "--num", "2"]) == 0
+    card = (tmp_path / "g/README.md").read_text()
+    assert "--steps 1 --sigma_max 2" in card and "DistillationModule" in card and "restored" not in card
+    code = card.partition("```python\n")[2].partition("```")[0].replace("(16,", "(2,")
+    names: dict = {}
+    exec(code.replace('"g"', repr(str(tmp_path / "g"))), names)
+    noise = SampleNoise(0, range(2), torch.device("cpu")).normal((1, 28, 28)).float()
+    expected = load_denoiser(tmp_path / "g").denoiser(2 * noise, 2.0)
+    torch.testing.assert_close(names["samples"], expected, rtol=0, atol=1e-5)
+    pixels = np.asarray(Image.open(tmp_path / "g/samples.png"))[0:56:2, 58:114:2, 0].astype(float)
+    np.testing.assert_allclose(pixels, (expected[1, 0].clamp(-1, 1) + 1) * 127.5, atol=0.6)
 
 
 def test_the_card_has_metrics_of_these_weights_only(ckpt: Path, tmp_path: Path) -> None:

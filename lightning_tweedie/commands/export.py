@@ -17,7 +17,7 @@ __all__ = ["export", "main"]
 def export(
     ckpt_path: str,
     out: str,
-    num: int = 16,
+    num: int | None = None,
     average: int = 0,
     device: str = "auto",
     allow: list[str] | None = None,
@@ -31,7 +31,8 @@ def export(
     Args:
         ckpt_path: The checkpoint.
         out: The folder; there must be nothing of that name yet, or an empty folder.
-        num: How many samples are drawn for the picture, if the data can be drawn; 0: no picture.
+        num: How many samples are drawn for the picture, if the data can be drawn: 16 images or 1000 points when left
+            out; 0: no picture.
         average: Which weight average, in the order of ema.half_lives: 0 is the first.
         device: Where samples are drawn: auto, cpu, cuda, cuda:1, ...
         allow: Packages whose network classes the checkpoint may use, besides this library: their code is run.
@@ -39,7 +40,7 @@ def export(
     Raises:
         UserError: A setting or the checkpoint is wrong, or the folder cannot be written.
     """
-    if num < 0:
+    if num is not None and num < 0:
         raise UserError(f"num = {num} is negative: give the number of samples to draw, or 0")
     from lightning_tweedie import __version__
     from lightning_tweedie.checkpoint import CHECKPOINT_KEY, load_denoiser, read_checkpoint
@@ -51,6 +52,7 @@ def export(
     checkpoint = read_checkpoint(ckpt_path)
     trained = load_denoiser(ckpt_path, allow or [], choose_device(device), average)
     data = _data(checkpoint)
+    sigma_init = checkpoint.get("hyper_parameters", {}).get("sigma_init")  # of a DistillationModule
     config = {
         "library": f"lightning_tweedie {__version__}",
         **checkpoint[CHECKPOINT_KEY],
@@ -59,11 +61,12 @@ def export(
         "data": data,
     }
     with new_folder(Path(out)) as folder:
-        shown = num if can_be_drawn(trained.shape) else 0
+        usual = 16 if len(trained.shape) == 3 else 1000
+        shown = 0 if not can_be_drawn(trained.shape) else usual if num is None else num
         if shown:
-            _draw(trained, shown, folder / "samples.png")
+            _draw(trained, sigma_init, shown, folder / "samples.png")
         write_model_folder(folder, config, trained.denoiser.state_dict())
-        card = model_card(PurePath(out).name, trained, checkpoint, data, shown)
+        card = model_card(Path(out).absolute().name, trained, checkpoint, data, shown, sigma_init)
         (folder / "README.md").write_text(card, encoding="utf-8")
     print(f"Wrote the model to {out}: complete README.md before you give it away")
 
@@ -79,24 +82,25 @@ def _data(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _draw(trained: "TrainedDenoiser", count: int, path: Path) -> None:
-    """The first samples that `sample` would make."""
+def _draw(trained: "TrainedDenoiser", sigma_init: float | None, count: int, path: Path) -> None:
+    """The first samples that `sample` would make; of a distilled generator in one step from ``sigma_init``."""
     import math
 
     import torch
     from tqdm import tqdm
 
     from lightning_tweedie.pictures import grid, panel, save
-    from lightning_tweedie.sampling import sample
+    from lightning_tweedie.sampling import Heun, sample
 
-    made = []
+    sampler = Heun() if sigma_init is None else Heun(steps=1, sigma_max=sigma_init)
+    points = len(trained.shape) == 1
+    made, size = [], 1000 if points else 4
     with tqdm(total=count, desc="sampling", unit="sample") as bar:
-        for start in range(0, count, 4):
-            indices = range(start, min(start + 4, count))
-            made.append(sample(trained.denoiser, (len(indices), *trained.shape), indices=indices).cpu())
+        for start in range(0, count, size):
+            indices = range(start, min(start + size, count))
+            made.append(sample(trained.denoiser, (len(indices), *trained.shape), sampler, indices=indices).cpu())
             bar.update(len(indices))
     samples = torch.cat(made)
-    points = samples.ndim == 2
     save(panel([("samples", samples)]) if points else grid(samples, math.ceil(math.sqrt(count))), path)
 
 

@@ -20,7 +20,7 @@ tags: [diffusion, denoising, noisy-data]{task}
 
 # {name}
 
-A diffusion model that was trained on noisy data and draws clean ones; it restores noisy data too.
+{what}
 {picture}
 {facts}
 
@@ -29,16 +29,10 @@ A diffusion model that was trained on noisy data and draws clean ones; it restor
 With lightning_tweedie{package} installed. Nothing in this folder is code.
 
 ```python
-from lightning_tweedie.checkpoint import load_denoiser
-from lightning_tweedie.sampling import one_step, posterior_samples, sample
-
-model = load_denoiser("{name}"{allow})
-samples = sample(model.denoiser, (16, *model.shape))
-restored = one_step(model.denoiser, noisy, model.sigma_n)  # of least squared error
-draws = posterior_samples(model.denoiser, noisy, model.sigma_n, draws=8)  # what the clean data may have been
+{code}
 ```
 
-The commands `lightning_tweedie sample`, `denoise` and `evaluate` take the folder as `--ckpt_path`.
+{commands}
 
 ## Metrics
 
@@ -50,11 +44,40 @@ The commands `lightning_tweedie sample`, `denoise` and `evaluate` take the folde
 for, and the licences of the data and of the model.*
 """
 
+MODEL = {
+    "what": "A diffusion model that was trained on noisy data and draws clean ones; it restores noisy data too.",
+    "code": """from lightning_tweedie.checkpoint import load_denoiser
+from lightning_tweedie.sampling import one_step, posterior_samples, sample
+
+model = load_denoiser({arguments})
+samples = sample(model.denoiser, (16, *model.shape))
+restored = one_step(model.denoiser, noisy, model.sigma_n)  # of least squared error
+draws = posterior_samples(model.denoiser, noisy, model.sigma_n, draws=8)  # what the clean data may have been""",
+    "commands": "The commands `lightning_tweedie sample`, `denoise` and `evaluate` take the folder as `--ckpt_path`.",
+}
+"""What is said of a denoiser."""
+
+GENERATOR = {
+    "what": "A generator of clean data in one step, distilled from a diffusion model that was trained on noisy ones.",
+    "code": """from lightning_tweedie.checkpoint import load_denoiser
+from lightning_tweedie.sampling import Euler, sample
+
+model = load_denoiser({arguments})
+samples = sample(model.denoiser, (16, *model.shape), Euler(steps=1, sigma_max={sigma_init:g}))""",
+    "commands": "The command: `lightning_tweedie sample --ckpt_path FOLDER --steps 1 --sigma_max {sigma_init:g} ...`",
+}
+"""What is said of one that was distilled."""
+
 NO_METRICS = "None were measured of these weights during their training: `lightning_tweedie evaluate` does it."
 
 
 def model_card(
-    name: str, trained: TrainedDenoiser, checkpoint: Mapping[str, Any], data: Mapping[str, Any], samples: int
+    name: str,
+    trained: TrainedDenoiser,
+    checkpoint: Mapping[str, Any],
+    data: Mapping[str, Any],
+    samples: int,
+    sigma_init: float | None,
 ) -> str:
     """Writes the card, as far as the checkpoint and its run's directory tell.
 
@@ -64,6 +87,7 @@ def model_card(
         checkpoint: Its content.
         data: States of data modules by the names of their classes.
         samples: How many samples the picture beside it shows.
+        sigma_init: Where a distilled generator begins; None for a denoiser.
 
     Returns:
         Markdown, with metadata for model hubs.
@@ -72,10 +96,15 @@ def model_card(
     ours = package == "lightning_tweedie"
     facts = _facts(trained, checkpoint, data)
     width = max(map(len, facts))
+    told = {
+        "arguments": f'"{name}"' + ("" if ours else f', allow=["{package}"]'),
+        "sigma_init": sigma_init,
+    }
+    texts = MODEL if sigma_init is None else GENERATOR
     return CARD.format(
         name=name,
+        **{key: text.format(**told) for key, text in texts.items()},
         package="" if ours else f", and {package} with the network's class,",
-        allow="" if ours else f', allow=["{package}"]',
         task="\npipeline_tag: unconditional-image-generation" if len(trained.shape) == 3 else "",
         picture=f"\n![{samples} samples](samples.png)\n" if samples else "",
         facts="\n".join(
@@ -86,8 +115,8 @@ def model_card(
 
 
 def _facts(trained: TrainedDenoiser, checkpoint: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, str]:
-    given = checkpoint[CHECKPOINT_KEY]["denoiser"]["init_args"]["backbone"]["init_args"]
-    settings = ", ".join(f"{key} = {value}" for key, value in given.items())
+    arguments = checkpoint[CHECKPOINT_KEY]["denoiser"]["init_args"]["backbone"]["init_args"]
+    settings = ", ".join(f"{key} = {value}" for key, value in arguments.items())
     parameters = sum(p.numel() for p in trained.denoiser.parameters())
     facts = {
         "data": ", ".join([*data, f"items of shape {' x '.join(map(str, trained.shape))}"]),
@@ -108,6 +137,7 @@ def _facts(trained: TrainedDenoiser, checkpoint: Mapping[str, Any], data: Mappin
     given = checkpoint.get("hyper_parameters", {})
     objective = (given.get("objective") or {}).get("init_args", {})
     terms = [term for value in objective.values() for term in (value if isinstance(value, list) else [value]) if term]
+    facts["trained as"] = str(given.get("_class_path", "lightning_tweedie.module.TweedieModule"))
     if terms:
         facts["objective"] = ", ".join(_short(term) for term in terms)
     if given.get("optimizer"):
