@@ -48,4 +48,4 @@ $(VENV)/.installed-%: setup.cfg pyproject.toml scripts/install.py
 	@touch $@
 
 EXTRAS_demo := demo
-EXTRAS_dev := demo fid docs dev
+EXTRAS_dev := demo fid diffusers docs dev

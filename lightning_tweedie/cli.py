@@ -27,6 +27,7 @@ COMMANDS = {
     "sample": ("lightning_tweedie.commands.sample", "draw samples from a checkpoint"),
     "denoise": ("lightning_tweedie.commands.denoise", "restore noisy images with a checkpoint"),
     "evaluate": ("lightning_tweedie.commands.evaluate", "measure images, or what checkpoints make of noise"),
+    "export": ("lightning_tweedie.commands.export", "make a folder of a checkpoint, to give the model away"),
     "statistics": ("lightning_tweedie.commands.statistics", "keep the features of reference images for `evaluate`"),
 }
 FAILED = 2

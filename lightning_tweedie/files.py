@@ -1,14 +1,17 @@
-"""Files that are there either whole or not at all."""
+"""Files and folders that are there either whole or not at all."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lightning_tweedie.errors import UserError
 
-__all__ = ["write_whole"]
+__all__ = ["new_folder", "write_whole"]
 
 
 def write_whole(path: Path, content: bytes | memoryview, *, replace: bool = True) -> None:
@@ -36,6 +39,37 @@ def write_whole(path: Path, content: bytes | memoryview, *, replace: bool = True
     except OSError as error:
         if isinstance(error, FileExistsError) and path.exists():
             raise UserError(f"{path} exists already and is not overwritten: move it or choose another name") from None
+        raise UserError(f"{str(path)!r} cannot be written ({error}): make room, or choose another place") from None
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder that is there either with everything that is written into it or not at all.
+
+    Args:
+        path: The folder; it may be there if it is empty.
+
+    Yields:
+        Where to write: a draft beside it, which gets its name when the block ends well and is removed otherwise.
+
+    Raises:
+        UserError: There is something of that name already, or the folder cannot be written.
+    """
+    path = path.expanduser().absolute()
+    taken = UserError(f"{str(path)!r} exists already and is not overwritten: move it or choose another name")
+    draft = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    try:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise taken
+        draft.mkdir(parents=True)
+        try:
+            yield draft
+            draft.rename(path)  # in the place of nothing, or of an empty folder
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+    except OSError as error:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise taken from None
         raise UserError(f"{str(path)!r} cannot be written ({error}): make room, or choose another place") from None
 
 

@@ -13,11 +13,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from lightning_tweedie.errors import UserError
 
-__all__ = ["from_config", "to_config"]
+__all__ = ["check_fits", "from_config", "to_config"]
 
 
 def to_config(module: nn.Module) -> dict[str, Any]:
@@ -78,7 +80,8 @@ def from_config(config: Mapping[str, Any], allow: Sequence[str] = ()) -> nn.Modu
     path = str(config["class_path"])
     package, _, name = path.rpartition(".")
     trusted = ("lightning_tweedie.networks", "lightning_tweedie.denoiser", *allow)
-    if not any(package == p or package.startswith(p + ".") for p in trusted):
+    named = all(part.isidentifier() for part in path.split("."))
+    if not named or not any(package == p or package.startswith(p + ".") for p in trusted):
         raise UserError(
             f"the network's class {path} is not one of this library's: if you trust its code, allow its package "
             f"with `--allow {package.partition('.')[0]}`"
@@ -94,3 +97,51 @@ def from_config(config: Mapping[str, Any], allow: Sequence[str] = ()) -> nn.Modu
         for key, value in config.get("init_args", {}).items()
     }
     return cls(**arguments)
+
+
+def check_fits(config: Mapping[str, Any], weights: Mapping[str, Tensor], shape: Sequence[int]) -> None:
+    """Makes sure that a description of a denoiser fits its weights and its data, at no cost of memory or time.
+
+    A description from a stranger may ask for a network of any size. Here it is built without storage, and no further
+    than the weights reach.
+
+    Args:
+        config: ``{"class_path": ..., "init_args": {...}}``, with classes of this library only.
+        weights: What :meth:`~torch.nn.Module.state_dict` of the network would give.
+        shape: Shape of one datum.
+
+    Raises:
+        Exception: They do not fit together: a ValueError, or what the network itself raises.
+        UserError: A class comes from elsewhere.
+    """
+    tensors = values = 0
+    most = sum(weight.numel() for weight in weights.values())
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal tensors, values
+        if parameter is not None:
+            tensors, values = tensors + 1, values + parameter.numel()
+        if tensors > len(weights) or values > most:
+            raise ValueError(f"the network that is described is larger than its weights, which are {most} numbers")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            network = from_config(config)
+    finally:
+        hook.remove()
+    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    given = {name: tuple(value.shape) for name, value in weights.items()}
+    for name in sorted({*expected, *given}):
+        if expected.get(name) != given.get(name):
+            raise ValueError(
+                f"the weight {name} is {given.get(name, 'absent')} and {expected.get(name, 'unknown')} in the network "
+                "that is described"
+            )
+    try:
+        with torch.no_grad():
+            answer = network(torch.empty(1, *shape, device="meta"), torch.ones(1, device="meta"))
+    except UserError as error:  # whose remedy is for someone who builds the network
+        raise ValueError(str(error).partition(":")[0]) from None
+    if tuple(answer.shape) != (1, *shape):
+        raise ValueError(f"the network that is described does not answer data of shape {tuple(shape)} in that shape")

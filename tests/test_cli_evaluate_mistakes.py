@@ -46,9 +46,10 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     assert stored.features is not None and stored.provenance is not None
     FeatureStatistics(stored.features, provenance=replace(stored.provenance, extractor="Other")).save(found["other"])
     content = torch.load(ckpt, weights_only=True)
-    for name, changed in (("clean", {"sigma_n": 0.0}), ("points", {"shape": [2]})):
-        found[name] = folder / f"{name}.ckpt"
-        torch.save(content | {"lightning_tweedie": content["lightning_tweedie"] | changed}, found[name])
+    found["clean"] = folder / "clean.ckpt"
+    torch.save(content | {"lightning_tweedie": content["lightning_tweedie"] | {"sigma_n": 0.0}}, found["clean"])
+    assert run(folder, "fit", "--trainer.max_steps=1") == 0
+    found["points"] = folder / "runs/ring/fit_0/checkpoints/last.ckpt"
     return found
 
 

@@ -299,10 +299,10 @@ def check_training(path: str, data: NoisyDataModule, restoring: bool, processes:
     Raises:
         UserError: Items that would be restored were trained on.
     """
-    from lightning_tweedie.checkpoint import read_checkpoint
+    from lightning_tweedie.checkpoint import data_settings
 
-    # Lightning keeps the state of a data module under the name of its class; another class has other data.
-    state = read_checkpoint(path).get(type(data).__qualname__)
+    # A class of another name has other data.
+    state = data_settings(path, type(data).__qualname__)
     settings = state.get("noise") if isinstance(state, dict) else None
     if not isinstance(settings, dict):
         return

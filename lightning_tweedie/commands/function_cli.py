@@ -13,7 +13,8 @@ __all__ = ["call_with"]
 def call_with(function: Callable[..., None], argv: Sequence[str]) -> None:
     """Calls a function with arguments from the command line.
 
-    Options may not be abbreviated. A boolean option may stand alone, which means true.
+    Options may not be abbreviated. A boolean option may stand alone, which means true. A list may be given as words
+    with commas between them.
 
     Args:
         function: Its argument types and docstring make the options and the help. Their annotations must be types, not
@@ -29,5 +30,12 @@ def call_with(function: Callable[..., None], argv: Sequence[str]) -> None:
     for i in reversed(range(len(argv))):
         if argv[i] in switches and (i + 1 == len(argv) or argv[i + 1].startswith("--")):
             argv.insert(i + 1, "true")
+    lists = {f"--{p.name}" for p in parameters if p.annotation in (list[str], list[str] | None)}
+    for i, option in enumerate(argv):
+        before, equals, value = option.partition("=")
+        if before in lists and equals and not value.startswith("["):
+            argv[i] = f"{before}=[{value}]"
+        elif i and argv[i - 1] in lists and not option.startswith(("[", "--")):
+            argv[i] = f"[{option}]"
     name = f"lightning_tweedie {function.__name__}"
     auto_cli(function, args=argv, as_positional=False, prog=name, exit_on_error=False, allow_abbrev=False)

@@ -114,5 +114,15 @@ class DataScale:
 
     @staticmethod
     def from_dict(content: Mapping[str, Any]) -> DataScale:
-        """What :meth:`as_dict` wrote."""
-        return DataScale(float(content["low"]), float(content["high"]), str(content["dtype"]))
+        """What :meth:`as_dict` wrote.
+
+        Raises:
+            UserError: It was not that.
+        """
+        try:
+            low, high, dtype = float(content["low"]), float(content["high"]), str(content["dtype"])
+            if np.dtype(dtype).kind not in "iuf":
+                raise ValueError(f"{dtype} is no type of real numbers")
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"the model tells a scale of its data that is none ({error}): use another copy") from None
+        return DataScale(low, high, dtype)

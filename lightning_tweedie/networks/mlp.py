@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor, nn
 
@@ -29,10 +27,9 @@ class MLP(nn.Module):
         self.depth = depth
         self.embedding = embedding
         self.level = LevelEmbedding(embedding)
-        sizes = [dim + embedding, *[width] * depth]
         layers: list[nn.Module] = []
-        for a, b in pairwise(sizes):
-            layers += [he_linear(a, b), nn.SiLU()]
+        for number in range(depth):
+            layers += [he_linear(width if number else dim + embedding, width), nn.SiLU()]
         last = nn.Linear(width, dim)
         nn.init.zeros_(last.weight)  # starts as the best linear denoiser
         nn.init.zeros_(last.bias)
