@@ -28,6 +28,7 @@ COMMANDS = {
     "denoise": ("lightning_tweedie.commands.denoise", "restore noisy images with a checkpoint"),
     "evaluate": ("lightning_tweedie.commands.evaluate", "measure images, or what checkpoints make of noise"),
     "statistics": ("lightning_tweedie.commands.statistics", "keep the features of reference images for `evaluate`"),
+    "sweep": ("lightning_tweedie.commands.sweep", "run a sweep file of Weights & Biases without its server"),
 }
 FAILED = 2
 """Exit status after a mistake in the input."""
