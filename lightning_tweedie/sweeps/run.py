@@ -10,10 +10,10 @@ import math
 import os
 import re
 import signal
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from subprocess import DEVNULL, STDOUT, Popen
 from typing import Any
 
 from lightning_tweedie.files import write_whole
@@ -50,7 +50,7 @@ class Run:
         told = "_".join(f"{names[key]}-{text(self.values[key])}" for key in names)
         self.name = f"{re.sub(r'[^a-zA-Z0-9_.+-]+', '-', told)[:80]}_{digest}".lstrip("_.+-")
         self.directory = folder / self.name
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Popen[bytes] | None = None
         self._lock: int | None = None
         self._began = 0.0
         self._stopped = False
@@ -148,11 +148,11 @@ class Run:
             log.write(f"$ {' '.join(command)}\n".encode())
             log.flush()
             self._began = time.monotonic()
-            self._process = subprocess.Popen(
+            self._process = Popen(
                 command,
-                stdin=subprocess.DEVNULL,
+                stdin=DEVNULL,
                 stdout=log,
-                stderr=subprocess.STDOUT,
+                stderr=STDOUT,
                 env=dict(environment),
                 pass_fds=[self._lock],
                 start_new_session=True,  # Ctrl-C reaches the sweep alone, which tells its runs to save their state
