@@ -248,11 +248,12 @@ def test_a_random_sweep_grows(trainer: Path) -> None:
 
 
 def test_a_metric_that_nobody_logged(trainer: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write(trainer, [0.1], metric={"name": "val/lost"})
+    write(trainer, [0.1], metric={"name": "val/lost"}, early_terminate={"type": "hyperband"})
     with pytest.raises(SystemExit) as ended:
         main(["sweep", "s.yaml", "--out", "out"])
     assert ended.value.code == 1
-    error = capsys.readouterr().err
+    out, error = capsys.readouterr()
+    assert "early_terminate" in out
     assert "val/lost" in error
     assert "logged val/loss" in error
 

@@ -3,7 +3,6 @@
 import base64
 import csv
 import hashlib
-import itertools
 import json
 import struct
 import time
@@ -18,22 +17,18 @@ import yaml
 from command_line import CONFIGS, DIGITS
 from PIL import Image
 from wandb.proto import wandb_internal_pb2
-from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from lightning_tweedie import datamodules
 from lightning_tweedie.cli import main
 from lightning_tweedie.errors import UserError
+from lightning_tweedie.sweeps import sweep_file
 
-SWEEP = yaml.safe_load((CONFIGS / "sweep/noise_levels.yaml").read_text())
+SWEEP = sweep_file.read_sweep(CONFIGS / "sweep/noise_levels.yaml")
 
 
 def agent_command(parameters: dict[str, Any]) -> list[str]:
-    """What the agent runs for these parameters: its own functions, and its loop over the parts of the command."""
-    values = create_sweep_command_args({"args": {name: {"value": value} for name, value in parameters.items()}})
-    parts = []
-    for part in create_sweep_command(SWEEP["command"]):
-        parts += values[part[2:-1]] if part.startswith("${") else [part]
-    return parts
+    """What the agent runs for these parameters."""
+    return sweep_file.agent_command(SWEEP, parameters, Path("parameters.json"))
 
 
 def records(path: Path) -> Iterator[bytes]:
@@ -85,10 +80,10 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
 
 
-def test_a_sweep_runs(tmp_path: Path, offline: None) -> None:
+def test_a_sweep_runs(tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tiny.yaml").write_text(DIGITS)
-    values = {name: p["values"] for name, p in SWEEP["parameters"].items()}
-    grid = [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]
+    monkeypatch.chdir(CONFIGS.parent)
+    grid = SWEEP.points(None, seed=0)
     for number, point in enumerate((grid[0], grid[-1])):
         command = agent_command(point)
         assert command[:2] == ["lightning_tweedie", "fit"]

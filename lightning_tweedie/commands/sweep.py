@@ -51,6 +51,8 @@ def sweep(
     except OSError as error:
         raise UserError(f"the folder {str(folder)!r} cannot be made ({error}): set --out to another one") from None
     runs = [Run(described, point, folder) for point in points]
+    if described.early_terminate:
+        print("early_terminate is left to the server of Weights & Biases: here every run goes to its end.")
     finished = sum(run.state == "finished" for run in runs)
     print(f"{len(runs)} runs, {finished} of them finished, in {folder}", flush=True)
 

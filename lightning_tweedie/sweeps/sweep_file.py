@@ -46,6 +46,7 @@ class Sweep:
         program: As in the file, for the macro ``${program}``.
         command: The parts of the command, macros included.
         run_cap: How many runs at most; no limit when None.
+        early_terminate: Whether the server would end runs early, which nobody does here.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Sweep:
     program: str
     command: tuple[str, ...]
     run_cap: int | None
+    early_terminate: bool
 
     def points(self, count: int | None, seed: int) -> list[Point]:
         """The parameters of all runs.
@@ -132,6 +134,7 @@ def read_sweep(path: Path) -> Sweep:
         program=str(content.get("program", "")),
         command=_checked_command(content.get("command")),
         run_cap=cap,
+        early_terminate="early_terminate" in content,
     )
 
 
