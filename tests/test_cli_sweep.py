@@ -16,6 +16,7 @@ from PIL import Image
 from lightning_tweedie.cli import main
 from lightning_tweedie.module import TweedieModule
 from lightning_tweedie.sweeps import run as run_module
+from lightning_tweedie.sweeps import runner
 from lightning_tweedie.sweeps.run import Run
 from lightning_tweedie.sweeps.sweep_file import agent_command, read_sweep
 
@@ -116,6 +117,8 @@ own = parent / f"fit_{number}"
 print("GPUs", os.environ.get("CUDA_VISIBLE_DEVICES"), "group", os.environ["WANDB_RUN_GROUP"])
 step = int(Path(given["--ckpt_path"]).read_text()) if "--ckpt_path" in given else 0
 def save(*_):
+    if os.path.exists("stubborn"):
+        return os.kill(os.getppid(), signal.SIGINT)
     (own / "checkpoints/interrupted.ckpt").write_text(str(step))
     os.unlink(parent / "alone")
     sys.exit(143)
@@ -144,6 +147,7 @@ os.unlink(parent / "alone")
 @pytest.fixture
 def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A program that an agent would start with ${program}."""
+    monkeypatch.setattr(runner, "PAUSE", 0.01)
     (tmp_path / "trainer.py").write_text(TRAINER)
     write(tmp_path, [0.1, 0.2])
     monkeypatch.chdir(tmp_path)
@@ -189,6 +193,15 @@ def test_a_signal_has_the_runs_save_their_state(trainer: Path, capsys: pytest.Ca
     assert "--ckpt_path" not in runs(trainer)[0.1]["command"]
 
 
+def test_a_second_signal_ends_them_at_once(trainer: Path) -> None:
+    write(trainer, [0.3, 0.4])
+    (trainer / "interrupt").write_text("SIGINT")
+    (trainer / "stubborn").touch()  # asked to save its state, it does not, and the user asks again
+    with pytest.raises(SystemExit):
+        main(["sweep", "s.yaml", "--out", "out", "--parallel", "2"])
+    assert {(run["state"], run["exit_status"]) for run in runs(trainer).values()} == {("interrupted", -signal.SIGKILL)}
+
+
 def test_a_run_that_outlives_its_sweep_is_waited_for(trainer: Path) -> None:
     write(trainer, [0.1, 0.3])
     (trainer / "interrupt").write_text("SIGKILL")
@@ -208,7 +221,7 @@ def test_one_that_fails_is_named_and_tried_again(trainer: Path, capsys: pytest.C
     assert ended.value.code == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     (log,) = trainer.glob("out/sigma-0.2_*/log.txt")
-    assert line == f"error: {log.parent.name} failed (error: the disk is full): see {log.relative_to(trainer)}"
+    assert line == f"error: {log.parent.name} failed: the disk is full (its log is {log.relative_to(trainer)})"
     assert {sigma: run["state"] for sigma, run in runs(trainer).items()} == {
         **{0.1: "finished", 0.2: "failed", 0.5: "finished"}
     }

@@ -64,7 +64,7 @@ def sweep(
     print(f"\n{markdown_table(runs)}\nWrote {', '.join(file.name for file in files)} to {folder}")
     silent = [run for run in runs if run.state == "finished" and run.value() is None]
     for run in failed:
-        print(f"error: {run.name} failed ({run.reason}): see {run.directory / 'log.txt'}", file=sys.stderr)
+        print(f"error: {run.name} failed: {run.reason} (its log is {run.directory / 'log.txt'})", file=sys.stderr)
     if silent:
         known = ", ".join(name for name in silent[0].metrics() if name not in ("epoch", "step")) or "nothing"
         print(

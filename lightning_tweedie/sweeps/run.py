@@ -16,6 +16,7 @@ from pathlib import Path
 from subprocess import DEVNULL, STDOUT, Popen
 from typing import Any
 
+from lightning_tweedie.errors import UserError
 from lightning_tweedie.files import write_whole
 from lightning_tweedie.sweeps.parameters import Point, flat
 from lightning_tweedie.sweeps.sweep_file import Sweep, agent_command
@@ -54,6 +55,7 @@ class Run:
         self._lock: int | None = None
         self._began = 0.0
         self._stopped = False
+        self._logged: dict[str, float] | None = None
 
     @property
     def record(self) -> dict[str, Any]:
@@ -71,16 +73,24 @@ class Run:
 
     @property
     def reason(self) -> str:
-        """Why it failed: the sentence in its log, or the last line there."""
+        """Why it failed: the last mistake told in its log, or the last line there."""
         try:
             lines = (self.directory / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
             return ""
         told = [line.strip() for line in lines if line.strip()]
-        return next((line for line in reversed(told) if line.startswith("error: ")), told[-1] if told else "")
+        mistakes = [line.removeprefix("error: ") for line in told if line.startswith("error: ")]
+        return (mistakes or told or ["it said nothing"])[-1]
 
     def metrics(self) -> dict[str, float]:
         """The last value of everything that its attempts logged."""
+        if self.state != "finished":
+            return self._read_metrics()
+        if self._logged is None:  # from now on it stays as it is
+            self._logged = self._read_metrics()
+        return self._logged
+
+    def _read_metrics(self) -> dict[str, float]:
         values: dict[str, float] = {}
         for attempt in self._attempts():
             try:
@@ -100,9 +110,11 @@ class Run:
 
     def checkpoint(self) -> Path | None:
         """The latest state that the run can go on from."""
-        names = ("last.ckpt", "interrupted.ckpt")
-        found = [path / "checkpoints" / name for path in self._attempts() for name in names]
-        return max((path for path in found if path.exists()), key=lambda path: path.stat().st_mtime_ns, default=None)
+        for attempt in reversed(self._attempts()):
+            paths = (attempt / "checkpoints" / name for name in ("last.ckpt", "interrupted.ckpt"))
+            if found := [path for path in paths if path.exists()]:
+                return max(found, key=lambda path: path.stat().st_mtime_ns)
+        return None
 
     def command(self) -> list[str]:
         """As an agent's, with the run's directory and, if it was interrupted, its checkpoint added."""
@@ -115,9 +127,17 @@ class Run:
         """Whether the run is nobody else's: another sweep's, or still going on after its sweep was killed.
 
         The reservation is kept by the running process as well, and ends with the last one that has it.
+
+        Raises:
+            UserError: Its directory cannot be made.
         """
-        self.directory.mkdir(parents=True, exist_ok=True)
-        lock = os.open(self.directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise UserError(
+                f"{str(self.directory)!r} cannot be made ({error}): make room, or set --out to another folder"
+            ) from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -56,7 +56,7 @@ def run_all(runs: Sequence[Run], parallel: int, progress: Callable[[], object]) 
                         del running[slot]
                         if run.state == "failed":
                             failed.append(run)
-                            bar.write(f"{run.name} failed ({run.reason}): see {run.directory / 'log.txt'}")
+                            bar.write(f"{run.name} failed: {run.reason} (its log is {run.directory / 'log.txt'})")
                         progress()
                 counts = len(left), len(running), len(failed)
                 if counts != shown or sys.stderr.isatty():
