@@ -4,6 +4,8 @@ import csv
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -319,3 +321,12 @@ def test_mistakes_cost_one_sentence(
     for word in words:
         assert word in line
     assert not list(trainer.glob("**/log.txt"))
+
+
+def test_help_is_quick() -> None:
+    code = (
+        "import sys\nfrom lightning_tweedie.cli import main\ntry: main(['sweep', '--help'])\n"
+        "except SystemExit as e: assert e.code == 0\nassert not {'torch', 'lightning', 'wandb'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "--parallel" in done.stdout
