@@ -131,8 +131,11 @@ def test_how_many(tmp_path: Path) -> None:
     assert len(read_sweep(written(tmp_path)).points(None, 0)) == 2
     assert len(read_sweep(written(tmp_path)).points(1, 0)) == 1
     assert len(read_sweep(written(tmp_path, run_cap=1)).points(None, 0)) == 1
-    endless = read_sweep(written(tmp_path, method="random"))
+    # What is there twice is run once.
+    assert len(read_sweep(written(tmp_path, parameters={"a": {"values": [1, 2, 1]}})).points(None, 0)) == 2
+    endless = read_sweep(written(tmp_path, method="random", parameters={"a": {"min": 0.0, "max": 1.0}}))
     assert len(endless.points(5, 0)) == 5
+    assert len(read_sweep(written(tmp_path, method="random")).points(50, 0)) == 2
     with pytest.raises(UserError, match="--count"):
         endless.points(None, 0)
     with pytest.raises(UserError, match="count = 0"):

@@ -13,7 +13,7 @@ from lightning_tweedie.sweeps.parameters import drawn, grid
 
 def test_a_grid_has_every_combination_once_in_the_order_of_the_names() -> None:
     nested = {"parameters": {"lr": {"values": [0.1, 0.2]}, "beta": {"value": None}}}
-    points = grid({"seed": {"min": 0, "max": 1}, "a.b": {"values": ["x", "y", "x"]}, "c": nested})
+    points = grid({"seed": {"min": 0, "max": 1}, "a.b": {"values": ["x", "y"]}, "c": nested})
     assert points == [
         {"a.b": name, "c": {"beta": None, "lr": lr}, "seed": seed}
         for name in ("x", "y")

@@ -7,7 +7,6 @@ order of their names and the last one varies fastest, as there.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -76,7 +75,7 @@ def is_list(spec: Mapping[str, Any]) -> bool:
 
 
 def grid(parameters: Mapping[str, Any]) -> list[Point]:
-    """All combinations of the parameters' values, each once.
+    """All combinations of the parameters' values.
 
     Args:
         parameters: What the file has under ``parameters``: ``value``, ``values``, or whole numbers from
@@ -102,8 +101,7 @@ def grid(parameters: Mapping[str, Any]) -> list[Point]:
             raise UserError(f"{_key(path)} has the distribution {kind}, of which there is no grid: give values")
         paths.append(path)
         choices.append(values)
-    points = [_nest(zip(paths, values, strict=True)) for values in itertools.product(*choices)]
-    return list({json.dumps(point, sort_keys=True, default=str): point for point in points}.values())
+    return [_nest(zip(paths, values, strict=True)) for values in itertools.product(*choices)]
 
 
 def drawn(parameters: Mapping[str, Any], seed: int, index: int) -> Point:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ KEYS = (
 )
 """What a sweep file may hold."""
 
-MACRO = re.compile(r"\$\{(?!envvar:)(\w*)\}")
+MACRO = re.compile(r"\$\{(\w*)\}")
 ARGUMENTS = (
     *("args", "args_no_equals", "args_no_hyphens", "args_no_boolean_flags", "args_json", "args_json_file"),
     *("args_append_hydra", "args_override_hydra"),
@@ -60,7 +61,7 @@ class Sweep:
     early_terminate: bool
 
     def points(self, count: int | None, seed: int) -> list[Point]:
-        """The parameters of all runs.
+        """The parameters of all runs, each once.
 
         Args:
             count: How many; ``run_cap``, or of a grid all, when None.
@@ -72,11 +73,11 @@ class Sweep:
         limit = self.run_cap if count is None else count
         if limit is not None and limit < 1:
             raise UserError(f"{'run_cap' if count is None else 'count'} = {limit} is too small: give at least 1")
-        if self.method == "grid":
-            return grid(self.parameters)[:limit]
-        if limit is None:
+        if self.method == "random" and limit is None:
             raise UserError("method = random never ends: say how many runs with --count, or with run_cap in the file")
-        return [drawn(self.parameters, seed, index) for index in range(limit)]
+        draws = range(limit or 0)
+        points = grid(self.parameters) if self.method == "grid" else [drawn(self.parameters, seed, i) for i in draws]
+        return list({json.dumps(point, sort_keys=True, default=str): point for point in points}.values())[:limit]
 
 
 def read_sweep(path: Path) -> Sweep:
