@@ -84,7 +84,7 @@ def test_a_sweep_runs(tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyP
     (tmp_path / "tiny.yaml").write_text(DIGITS)
     monkeypatch.chdir(CONFIGS.parent)
     grid = SWEEP.points(None, seed=0)
-    for number, point in enumerate((grid[0], grid[-1])):
+    for number, point in enumerate((grid[0], grid[-2])):  # other noise, the same quick objective
         command = agent_command(point)
         assert command[:2] == ["lightning_tweedie", "fit"]
         assert f"--data.sigma={point['data.sigma']}" in command
