@@ -38,6 +38,7 @@ SWEEP = {
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the sweep is started."""
+    monkeypatch.setattr(runner, "PAUSE", 0.01)
     (tmp_path / "tiny.yaml").write_text(RING)
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
     monkeypatch.chdir(tmp_path)
