@@ -29,6 +29,7 @@ COMMANDS = {
     "evaluate": ("lightning_tweedie.commands.evaluate", "measure images, or what checkpoints make of noise"),
     "export": ("lightning_tweedie.commands.export", "make a folder of a checkpoint, to give the model away"),
     "statistics": ("lightning_tweedie.commands.statistics", "keep the features of reference images for `evaluate`"),
+    "sweep": ("lightning_tweedie.commands.sweep", "run a sweep file of Weights & Biases without its server"),
 }
 FAILED = 2
 """Exit status after a mistake in the input."""

@@ -1,5 +1,6 @@
 """`fit`, `validate`, `test` and `predict` from the command line."""
 
+import csv
 import math
 import os
 import re
@@ -124,6 +125,25 @@ def test_resuming_is_exact_and_overwrites_nothing(tmp_path: Path, steps: int) ->
     assert run(tmp_path, "fit", "--ckpt_path", str(last)) == 0
     assert files(first) == before
     assert_same_state(*(tmp_path / f"runs/ring/fit_{i}/checkpoints/last.ckpt" for i in (0, 2)))
+
+
+def test_a_run_that_was_cut_off_in_its_last_validation_makes_up_for_it(tmp_path: Path) -> None:
+    options = ["--trainer.check_val_every_n_epoch=null", "--trainer.val_check_interval=10", "--trainer.max_steps=20"]
+    assert run(tmp_path, "fit", *options) == 0
+    # Saved before the validation of the same step.
+    last = ["--ckpt_path", str(tmp_path / "runs/ring/fit_0/checkpoints/last.ckpt")]
+    assert run(tmp_path, "fit", *options, *last) == 0
+    whole, made_up = (validations(tmp_path / f"runs/ring/fit_{number}") for number in range(2))
+    assert len(whole) == 2
+    assert made_up == whole[1:]
+    # The control: a run that has steps to go is validated as always.
+    assert run(tmp_path, "fit", *options[:2], "--trainer.max_steps=30", *last) == 0
+    assert len(validations(tmp_path / "runs/ring/fit_2")) == 1
+
+
+def validations(directory: Path) -> list[str]:
+    with (directory / "metrics.csv").open() as file:
+        return [row["val/psnr_one_step"] for row in csv.DictReader(file) if row.get("val/psnr_one_step")]
 
 
 def test_the_configuration_wins_over_the_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

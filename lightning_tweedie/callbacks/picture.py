@@ -15,7 +15,7 @@ from lightning_tweedie.errors import UserError
 from lightning_tweedie.pictures import Picture, can_be_drawn, save
 from lightning_tweedie.sampling import Sampler
 
-__all__ = ["PictureCallback", "unused"]
+__all__ = ["PictureCallback", "first_items", "send", "unused"]
 
 
 class PictureCallback(Callback):
@@ -114,9 +114,7 @@ class PictureCallback(Callback):
         if picture is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         save(picture, unused(folder / "pictures" / self.name / f"step_{trainer.global_step:08d}.png"))
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.log_image(key=f"pictures/{self.name}", images=[picture], step=trainer.global_step)
+        send(trainer, f"pictures/{self.name}", picture)
 
     def state_dict(self) -> dict[str, Any]:
         """How often there was a validation."""
@@ -137,6 +135,13 @@ def first_items(batches: list[NoisyBatch], count: int) -> NoisyBatch:
         x_0=torch.cat(clean)[:count] if clean else None,
         correlation=batches[0].correlation,
     )
+
+
+def send(trainer: Trainer, key: str, picture: Picture) -> None:
+    """Sends a picture to Weights & Biases if that is among the loggers; 8-bit ones are shown there as they are."""
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image(key=key, images=[picture], step=trainer.global_step)
 
 
 def unused(path: Path) -> Path:

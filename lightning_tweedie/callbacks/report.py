@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lightning_tweedie.callbacks.picture import first_items, unused
+from lightning_tweedie.callbacks.picture import first_items, send, unused
 from lightning_tweedie.callbacks.restoration_grid import restoration_panel
 from lightning_tweedie.data.batch import NoisyBatch
 from lightning_tweedie.denoiser import Denoiser
@@ -39,7 +40,8 @@ class Report(Callback):
     the table ``report/report.md``: PSNR and structural similarity of restorations, Frechet distances of samples. Its
     figures with their standard errors and conditions, and the calibration of the uncertainty (``interval_coverage``,
     see ``lightning_tweedie.evaluation.restoration.restoration_quality``), are in ``report/report.json``. The table is
-    printed too. Clean images serve as a yardstick here and nowhere else.
+    printed too. The run's loggers get the figures as ``report/...``, Weights & Biases also the pictures. Clean images
+    serve as a yardstick here and nowhere else.
 
     Args:
         extractor: Network of the Frechet distances, see ``lightning_tweedie.metrics.features.resolve_extractor``;
@@ -121,11 +123,15 @@ class Report(Callback):
             denoiser.to(home)
         if not trainer.is_global_zero:
             return
-        table, facts, pictures = contents
+        table, facts, pictures, logged = contents
         folder = unused(folder / "report")
         folder.mkdir(parents=True)
         for name, picture in pictures.items():
             save(picture, folder / f"{name}.png")
+            send(trainer, f"report/{name}", picture)
+        for logger in trainer.loggers:
+            logger.log_metrics({f"report/{name}": value for name, value in logged.items()}, step=trainer.global_step)
+            logger.save()
         ema: Any = pl_module.ema
         facts["ema_half_life"] = ema.half_lives[0]
         facts["step"] = ema.steps  # the trainer counts from 0 when it tests a checkpoint
@@ -135,8 +141,8 @@ class Report(Callback):
 
     def _measure(
         self, trainer: Trainer, denoiser: Denoiser, device: torch.device
-    ) -> tuple[str, dict[str, Any], dict[str, Picture]]:
-        """The table, the figures with their conditions, and the pictures; all processes share the work."""
+    ) -> tuple[str, dict[str, Any], dict[str, Picture], dict[str, float]]:
+        """The table, the figures with their conditions, the pictures, what is logged; all processes share the work."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         hidden = trainer.progress_bar_callback is None
         wanted = max(self.num_images, self.num_restored)
@@ -169,7 +175,8 @@ class Report(Callback):
         if restoration is not None:
             pictures["restoration"] = _picture(restoration)
 
-        psnr, ssim, coverage = _figures(restoration)
+        quality = {} if restoration is None or restoration.x_0 is None else restoration_quality(restoration)
+        psnr, ssim, coverage = _figures(quality, self.draws)
         restored = {"n": 0 if restoration is None else len(restoration.x_n), "draws": self.draws}
         facts = {
             "sigma_n": float(data.sigma_n),
@@ -184,7 +191,10 @@ class Report(Callback):
         }
         title = f"Frechet distance to clean data ({self.extractor}, n = {n})"
         tables = [_table("PSNR, dB", psnr, 2), _table("SSIM", ssim, 3), _table(title, distances, 2)]
-        return "\n".join(table for table in tables if table), facts, pictures
+        logged = {name: value for name, (value, _) in quality.items()}
+        for name, (value, _) in distances.items():
+            logged[f"frechet_distance_{re.sub('[ -]', '_', name)}"] = value
+        return "\n".join(table for table in tables if table), facts, pictures, logged
 
     def _restore(self, denoiser: Denoiser, held_out: NoisyBatch, hidden: bool) -> Restoration | None:
         """Restores the first noisy items; None if there are none."""
@@ -242,18 +252,16 @@ class Report(Callback):
 _Figures = dict[str, Estimate]
 
 
-def _figures(restoration: Restoration | None) -> tuple[_Figures, _Figures, _Figures]:
+def _figures(quality: _Figures, draws: int) -> tuple[_Figures, _Figures, _Figures]:
     """PSNR, SSIM and interval coverage, as far as there are any, by what tables call them."""
-    if restoration is None or restoration.x_0 is None:
-        return {}, {}, {}
     names = {
         "noisy": "noisy input",
         "one_step": "one-step estimate",
         "draw": "one posterior draw",
-        "mean": f"mean of {len(restoration.draws)} posterior draws",
+        "mean": f"mean of {draws} posterior draws",
     }
     parts: dict[str, _Figures] = {"psnr": {}, "ssim": {}, "interval_coverage": {}}
-    for name, estimate in restoration_quality(restoration).items():
+    for name, estimate in quality.items():
         for measure, part in parts.items():
             if name.startswith(measure):
                 rest = name.removeprefix(f"{measure}_")

@@ -10,7 +10,7 @@ from jsonargparse import auto_cli
 __all__ = ["call_with"]
 
 
-def call_with(function: Callable[..., None], argv: Sequence[str]) -> None:
+def call_with(function: Callable[..., None], argv: Sequence[str], *, positional: bool = False) -> None:
     """Calls a function with arguments from the command line.
 
     Options may not be abbreviated. A boolean option may stand alone, which means true. A list may be given as words
@@ -20,6 +20,7 @@ def call_with(function: Callable[..., None], argv: Sequence[str]) -> None:
         function: Its argument types and docstring make the options and the help. Their annotations must be types, not
             strings: for strings jsonargparse imports everything that the file names for type checkers, torch too.
         argv: The options.
+        positional: Whether arguments without a default are given by their place instead of their name.
 
     Raises:
         argparse.ArgumentError: An option is unknown, missing or of the wrong type.
@@ -38,4 +39,4 @@ def call_with(function: Callable[..., None], argv: Sequence[str]) -> None:
         elif i and argv[i - 1] in lists and not option.startswith(("[", "--")):
             argv[i] = f"[{option}]"
     name = f"lightning_tweedie {function.__name__}"
-    auto_cli(function, args=argv, as_positional=False, prog=name, exit_on_error=False, allow_abbrev=False)
+    auto_cli(function, args=argv, as_positional=positional, prog=name, exit_on_error=False, allow_abbrev=False)

@@ -117,7 +117,9 @@ def model_card(
 def _noise(trained: TrainedDenoiser) -> str:
     level = f"sigma up to {trained.sigma_n:.4g} on the scale of data in [-1, 1]"
     if trained.correlation is not None:
-        return f"correlated between neighbours (`kernels.raise_to_white` comes first), of white noise that covers it {level}"
+        return (
+            f"correlated between neighbours (`kernels.raise_to_white` comes first); white noise that covers it: {level}"
+        )
     return f"{level}, different from pixel to pixel" if trained.maps else level
 
 

@@ -27,7 +27,7 @@ from lightning_tweedie.checkpoint import read_checkpoint
 from lightning_tweedie.commands.parse_error import user_error_in
 from lightning_tweedie.commands.resume import differences
 from lightning_tweedie.commands.run_directory import discard_if_unused, is_first_process, run_directory
-from lightning_tweedie.commands.wandb_logger import wandb_logger
+from lightning_tweedie.commands.wandb_logger import log_model, wandb_logger
 from lightning_tweedie.datamodules import NoisyDataModule
 from lightning_tweedie.errors import UserError
 from lightning_tweedie.module import TweedieModule
@@ -72,6 +72,7 @@ class TrainingCLI(LightningCLI):
     def __init__(self, args: ArgsType) -> None:
         strict = {"exit_on_error": False, "allow_abbrev": False}
         self.directory: Path | None = None
+        self._resumed_at: int | None = None
         super().__init__(
             TweedieModule,
             NoisyDataModule,
@@ -138,6 +139,7 @@ class TrainingCLI(LightningCLI):
                 raise UserError(f"{command} needs a trained network: give its checkpoint with --ckpt_path")
             return
         checkpoint = read_checkpoint(config.ckpt_path)
+        self._resumed_at = checkpoint["global_step"]
         if not is_first_process():
             return
         model = yaml.safe_load(self._parser(command).dump(config, skip_none=False))["model"]
@@ -216,10 +218,17 @@ class TrainingCLI(LightningCLI):
             raise
         self._finish_wandb(exit_code=0)
 
+    def after_fit(self) -> None:
+        """Validates a resumed run that had nothing left to train: its last validation may have been cut off."""
+        if self.trainer.global_step == self._resumed_at and self.trainer.enable_validation:
+            self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+
     def _finish_wandb(self, exit_code: int) -> None:
         for logger in self.trainer.loggers:
             # Asking a logger without a run for one would make it.
             if isinstance(logger, WandbLogger) and is_first_process() and logger._experiment is not None:
+                if exit_code == 0 and self.subcommand == "fit" and self.directory is not None:
+                    log_model(logger, self.directory / "checkpoints/last.ckpt")
                 logger.experiment.finish(exit_code)
 
     def predict(self, **kwargs: Any) -> None:

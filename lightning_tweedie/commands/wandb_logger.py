@@ -7,9 +7,10 @@ import os
 from pathlib import Path
 from urllib.parse import urlparse
 
+import wandb
 from lightning.pytorch.loggers import WandbLogger
 
-__all__ = ["wandb_logger"]
+__all__ = ["log_model", "wandb_logger"]
 
 
 def wandb_logger(directory: Path, project: str) -> WandbLogger:
@@ -23,6 +24,22 @@ def wandb_logger(directory: Path, project: str) -> WandbLogger:
     """
     name = f"{directory.parent.name}/{directory.name}"
     return WandbLogger(name=name, save_dir=directory, project=project, offline=_is_offline())
+
+
+def log_model(logger: WandbLogger, checkpoint: Path) -> None:
+    """Gives an online run its model: an artifact of the name that Lightning looks for, with the file ``model.ckpt``.
+
+    An offline run would only keep a copy of the checkpoint beside it.
+
+    Args:
+        logger: The run's logger.
+        checkpoint: The checkpoint.
+    """
+    run = logger.experiment
+    if not run.offline and checkpoint.exists():
+        artifact = wandb.Artifact(f"model-{run.id}", type="model")
+        artifact.add_file(str(checkpoint), name="model.ckpt")
+        run.log_artifact(artifact)
 
 
 def _is_offline() -> bool:
