@@ -5,7 +5,9 @@ of two losses with the same random numbers, one unbiased draw per item.
 """
 
 import copy
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,6 +30,7 @@ from lightning_tweedie.objectives import (
     ScoreMatching,
     Sure,
 )
+from lightning_tweedie.objectives.draw_buffer import DrawBuffer
 from lightning_tweedie.objectives.stable_target import stable_target
 from lightning_tweedie.objectives.term import Step, Term
 from lightning_tweedie.oracles import GaussianOracle, MixtureOracle
@@ -442,12 +445,15 @@ def test_replay_trains_each_draw_below_its_own_level():
     assert (levels >= 0.00199).all() and (levels <= 0.5).all() and (levels > 0.2).any()
 
 
-def test_replay_replaces_the_oldest_draws_first_and_keeps_its_state():
+@pytest.mark.parametrize("place", ["device", "memory", "disk"])
+def test_replay_replaces_the_oldest_draws_first_and_keeps_its_state(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
     def batch(k: int) -> Step:
         x_n, sigma_n = torch.full((4, 1), float(k)), torch.full((4,), 0.0101)
         return Step(x_n, sigma_n, lambda x, sigma: x, torch.tensor(0.5), generator(k))
 
-    term = PosteriorReplay(start=0, capacity=6, refresh=0.5)
+    term = PosteriorReplay(start=0, capacity=6, refresh=0.5, place=place)
     seen = []
     for k in range(4):
         term.query(batch(k))
@@ -455,16 +461,27 @@ def test_replay_replaces_the_oldest_draws_first_and_keeps_its_state():
     # The identity as a denoiser moves hardly anything. Whole batches until the buffer is full, and then in every second
     # step: four zeros, four ones of which two over the oldest zeros, four twos over the oldest, nothing.
     assert seen[1:] == [[1, 1, 0, 0, 1, 1], [1, 1, 2, 2, 2, 2], [1, 1, 2, 2, 2, 2]]
-    restored = PosteriorReplay(start=0, capacity=6, refresh=0.5)
+    restored = PosteriorReplay(start=0, capacity=6, refresh=0.5, place=place)
     restored.load_state_dict(copy.deepcopy(term.state_dict()))
     for k in (4, 5):
         a, b = term.query(batch(k)), restored.query(batch(k))
         assert torch.equal(a.x, b.x) and torch.equal(a.sigma, b.sigma)
     assert torch.equal(term.buffer.draws, restored.buffer.draws)
     assert term.buffer.written == restored.buffer.written == 16
-    small = PosteriorReplay(start=0, capacity=3)
+    small = PosteriorReplay(start=0, capacity=3, place=place)
     small.query(batch(0))
     assert small.buffer.draws.shape == (3, 1) and small.buffer.written == 3
+    assert not list(tmp_path.iterdir())  # nothing is left behind, even if the process is killed
+
+
+def test_a_buffer_on_disk_is_in_a_file_that_must_fit(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    buffer = DrawBuffer(1000, "disk")
+    buffer.write(torch.ones(2, 50), torch.ones(2))
+    mapped = Path("/proc/self/maps")
+    assert not mapped.exists() or str(tmp_path) in mapped.read_text()
+    with pytest.raises(UserError, match="of disk .* set TMPDIR to a folder with more room"):
+        DrawBuffer(10**15, "disk").write(torch.ones(2, 50), torch.ones(2))
 
 
 def test_rounds_put_new_draws_into_use_all_at_once():

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+import tempfile
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-__all__ = ["DrawBuffer"]
+from lightning_tweedie.errors import UserError
+
+__all__ = ["DrawBuffer", "Place"]
+
+Place = Literal["device", "memory", "disk"]
+"""Where draws are kept: beside the network; in main memory; or in a file, of which that holds as much as it can."""
 
 
 class DrawBuffer:
@@ -15,12 +23,12 @@ class DrawBuffer:
 
     Args:
         capacity: Number of draws kept.
-        device: Where they are kept; that of the first draws when ``None``.
+        place: Where. Files are in the system's folder for temporary ones (``TMPDIR``), and gone with the process.
     """
 
-    def __init__(self, capacity: int, device: torch.device | str | None = None) -> None:
+    def __init__(self, capacity: int, place: Place = "device") -> None:
         self.capacity = capacity
-        self.device = device
+        self.place = place
         self.draws: Tensor | None = None
         self.levels: Tensor | None = None
         self.written = 0
@@ -35,12 +43,29 @@ class DrawBuffer:
         """Whether it has been filled once."""
         return self.written >= self.capacity
 
+    def _empty(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        if self.place != "disk":
+            return torch.zeros(*shape, dtype=dtype, device=device)
+        # The mapping keeps the file when its name is gone.
+        with tempfile.NamedTemporaryFile(prefix="lightning_tweedie_draws_") as file:
+            count = torch.Size(shape).numel()
+            try:
+                file.truncate(count * dtype.itemsize)
+                if hasattr(os, "posix_fallocate"):  # a file with holes would find the disk full when it is too late
+                    os.posix_fallocate(file.fileno(), 0, count * dtype.itemsize)
+            except OSError as error:
+                raise UserError(
+                    f"replay: {self.capacity} draws need {count * dtype.itemsize / 2**20:,.0f} MiB of disk "
+                    f"({error.strerror}): set TMPDIR to a folder with more room, or replay.capacity lower"
+                ) from None
+            return torch.from_file(file.name, shared=True, size=count, dtype=dtype).view(*shape)
+
     def write(self, draws: Tensor, levels: Tensor) -> None:
         """Adds draws ``(K, *shape)`` with their levels ``(K,)``; of more than fit the first are taken."""
         draws, levels = draws[: self.capacity], levels[: self.capacity]
-        device = draws.device if self.device is None else self.device
+        device = draws.device if self.place == "device" else torch.device("cpu")
         if self.draws is None or self.levels is None:
-            self.draws = draws.new_zeros(self.capacity, *draws.shape[1:], device=device)
+            self.draws = self._empty((self.capacity, *draws.shape[1:]), draws.dtype, device)
             self.levels = levels.new_zeros(self.capacity, device=device)
         # One from a checkpoint may be elsewhere still.
         self.draws, self.levels = self.draws.to(device, draws.dtype), self.levels.to(device, levels.dtype)
@@ -66,5 +91,10 @@ class DrawBuffer:
 
     def restore(self, state: dict[str, Any]) -> None:
         """What :meth:`state` has answered. Copies: the buffer is written in place, and the state is the caller's."""
-        self.draws, self.levels = (None if its is None else its.clone() for its in (state["draws"], state["levels"]))
         self.written = int(state["written"])
+        self.levels = None if state["levels"] is None else state["levels"].clone()
+        self.draws = None
+        if state["draws"] is not None:
+            theirs = state["draws"]
+            self.draws = self._empty(theirs.shape, theirs.dtype, theirs.device)
+            self.draws.copy_(theirs)

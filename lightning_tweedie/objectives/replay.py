@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_tweedie.errors import UserError
 from lightning_tweedie.kernels import perturb
 from lightning_tweedie.levels import LevelDistribution, LogNormal, edm_levels
-from lightning_tweedie.objectives.draw_buffer import DrawBuffer
+from lightning_tweedie.objectives.draw_buffer import DrawBuffer, Place
 from lightning_tweedie.objectives.score_matching import ambient_query
 from lightning_tweedie.objectives.term import Query, Step, Term
 from lightning_tweedie.sampling import DPMSolverPP2M, Sampler
@@ -47,7 +47,7 @@ class PosteriorReplay(Term):
         ramp: Share of the training over which the weight then grows.
         share: Number of replayed items per item of the batch. The ambient term gets as many less.
         capacity: Number of draws kept; oldest replaced first. The buffer is held on the training
-            device unless ``on_cpu``, is the same on every rank, and is part of checkpoints.
+            device unless ``place`` says otherwise, is the same on every rank, and is part of checkpoints.
         refresh: Draws made per item of the batch and step, in (0, 1]: for all items of one batch in every
             ``1 / refresh`` steps, which takes less time than a few in each. The buffer fills faster: with each batch.
         sampler: Solver of the draws; of its levels only their number counts, because they go down to a twentieth of
@@ -59,7 +59,8 @@ class PosteriorReplay(Term):
             that they keep goes away only slowly.
         round_steps: Renew the buffer in rounds of so many steps: what is drawn in one comes into use with the next
             (2405.13712, 2502.05446). Draws come into use at once when null.
-        on_cpu: Keep the buffer in the main memory.
+        place: Where the buffer is kept: on the ``device`` of the network, in main ``memory``, or on ``disk``, for more
+            draws than fit there.
         levels: Distribution of the training levels, truncated to ``(sigma_min, sigma_n]`` of each draw; EDM's
             log-normal when absent. Its ``sigma_min`` must not be above that of samplers: what no level teaches, the
             network makes up.
@@ -80,7 +81,7 @@ class PosteriorReplay(Term):
         sampler: Sampler | None = None,
         draw_start: float = 0.75,
         round_steps: int | None = None,
-        on_cpu: bool = False,
+        place: Place = "device",
         levels: LevelDistribution | None = None,
         stable: bool = False,
     ) -> None:
@@ -102,10 +103,9 @@ class PosteriorReplay(Term):
         self.round_steps = round_steps
         self.levels = LogNormal() if levels is None else levels
         self.stable = stable
-        device = "cpu" if on_cpu else None
-        self.buffer = DrawBuffer(capacity, device)
+        self.buffer = DrawBuffer(capacity, place)
         # Where there are rounds, this one's draws wait here for the next.
-        self.upcoming = DrawBuffer(capacity, device)
+        self.upcoming = DrawBuffer(capacity, place)
         self.steps = 0
 
     @property
