@@ -70,8 +70,9 @@ ORACLE = (
     "The network is an MLP of 3 x 256 units. Excess risk is $E|D - D^*|^2 / E|x_0 - D^*|^2$ by noise level, 0 for the "
     "exact denoiser $D^*$; restored is the root mean square error of one-step estimates of fresh noisy data, as a "
     "multiple of their noise; sliced Wasserstein is the distance of 10,000 samples from as many fresh data along 128 "
-    "directions; spread is the root mean square distance of samples from the nearest centre, as a multiple of the "
-    "clean data's."
+    "directions, proximal sliced Wasserstein that of samples with noise added from held-out noisy data, for which no "
+    "clean datum is needed; spread is the root mean square distance of samples from the nearest centre, as a multiple "
+    "of the clean data's."
 )
 IMAGES = (
     "FD is the Fréchet distance of samples from clean training images in the features of EfficientNet-Lite0 at 96 x "

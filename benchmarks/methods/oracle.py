@@ -109,12 +109,22 @@ def evaluate(
         row[f"excess_risk_{sigma:g}"] = float(excess)
     fresh = problem.oracle.sample(len(samples), generator)
     directions = torch.nn.functional.normalize(torch.randn(problem.dim, 128, generator=generator), dim=0)
-    gaps = (samples @ directions).sort(dim=0).values - (fresh @ directions).sort(dim=0).values
-    row["sliced_wasserstein"] = float(gaps.square().mean().sqrt())
+
+    def distance(a: Tensor, b: Tensor) -> float:
+        gaps = (a @ directions).sort(dim=0).values - (b @ directions).sort(dim=0).values
+        return float(gaps.square().mean().sqrt())
+
+    row["sliced_wasserstein"] = distance(samples, fresh)
     if problem.std is not None:
         means = problem.oracle.means  # type: ignore[union-attr]
         nearest = means[torch.cdist(samples, means).argmin(1)]
         row["spread"] = float((samples - nearest).square().mean().sqrt()) / problem.std
+    # What can be known without clean data: the same distance with noise on both sides.
+    raised, held_out = (
+        x + problem.sigma_n * torch.randn(x.shape, generator=generator)
+        for x in (samples, problem.oracle.sample(len(samples), generator))
+    )
+    row["proximal_sliced_wasserstein"] = distance(raised, held_out)
     return row
 
 

@@ -43,6 +43,12 @@ class Method:
     distilled: bool = False
 
 
+_CONSISTENCY = {
+    "class_path": "lightning_tweedie.objectives.Consistency",
+    "init_args": {"weight": 0.03, "start": 0.05, "share": 0.0625, "origin": "x_n", "chain": 2},
+}
+_STOCHASTIC = {"class_path": "lightning_tweedie.sampling.SDEDPMSolverPP2M", "init_args": {"steps": 24}}
+
 METHODS = {
     "clean": Method("clean data (ceiling)", "naive", data="clean"),
     "naive": Method("noisy as if clean (floor)", "naive"),
@@ -68,7 +74,13 @@ METHODS = {
     "denoised": Method("denoised by Noise2Score, then score matching", "naive", data="denoised", first="ambient"),
     "sure": Method("denoised by SURE, then score matching", "naive", data="denoised", first="sure"),
     "default": Method("default", "default"),
+    "default_consistency": Method("default, and consistency", "default", {"consistency": _CONSISTENCY}),
+    "default_draws": Method("default, by posterior draws", "default", {"replay.sampler": _STOCHASTIC}),
+    "default_expectations": Method("default, expectations only", "default", {"replay.draw_start": 1.0}),
+    "default_no_sure": Method("default, without Stein's estimate", "default", {"extra": []}),
     "distilled": Method("ambient, stable, distilled", "ambient", {"ambient.stable": True}, distilled=True),
+    "ambient_01": Method("ambient, 0.1 % clean", "ambient", clean_fraction=0.001),
+    "default_01": Method("default, 0.1 % clean", "default", clean_fraction=0.001),
     "ambient_1": Method("ambient, 1 % clean", "ambient", clean_fraction=0.01),
     "default_1": Method("default, 1 % clean", "default", clean_fraction=0.01),
     "ambient_10": Method("ambient, 10 % clean", "ambient", clean_fraction=0.1),

@@ -69,6 +69,8 @@ def page(rows: Rows, preset: Preset, source: str, command: str) -> str:
     first, stem = rows[0], Path(source).stem
     seeds = sorted({row["seed"] for row in rows})
     over = f"mean and standard deviation over {len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
+    if any(len(names(of(rows, title=title), "seed")) < len(seeds) for title in names(rows, "title")):
+        over += ", without the latter seed 0 alone"
     text = [
         f"# {preset.title}",
         "",

@@ -92,14 +92,11 @@ _OBJECTIVE = {
             "class_path": "lightning_tweedie.objectives.AmbientScoreMatching",
             "init_args": {"stable": True},
         },
-        "consistency": {
-            "class_path": "lightning_tweedie.objectives.Consistency",
-            "init_args": {"weight": 0.03, "start": 0.05, "share": 0.0625, "origin": "x_n", "chain": 2},
-        },
+        "consistency": None,
         "replay": {
             "class_path": "lightning_tweedie.objectives.PosteriorReplay",
             "init_args": {
-                **{"start": 0.25, "draw_start": 0.75, "ramp": 0.0},
+                **{"start": 0.25, "draw_start": 0.6, "ramp": 0.0},
                 **{"share": 0.375, "refresh": 0.0625, "stable": True},
             },
         },

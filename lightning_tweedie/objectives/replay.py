@@ -18,7 +18,7 @@ from lightning_tweedie.sampling import DPMSolverPP2M, Sampler
 
 __all__ = ["PosteriorReplay"]
 
-_LAST = 20  # draws end at a twentieth of the noise, where what is left of it is 1/400 of its variance
+_LAST = 16  # draws end at this part of the noise, where what is left of it is 1/256 of its variance
 _REFERENCE = 1024  # draws that stand for each other
 
 
@@ -50,7 +50,7 @@ class PosteriorReplay(Term):
             device unless ``place`` says otherwise, is the same on every rank, and is part of checkpoints.
         refresh: Draws made per item of the batch and step, in (0, 1]: for all items of one batch in every
             ``1 / refresh`` steps, which takes less time than a few in each. The buffer fills faster: with each batch.
-        sampler: Solver of the draws; of its levels only their number counts, because they go down to a twentieth of
+        sampler: Solver of the draws; of its levels only their number counts, because they go down to a sixteenth of
             each item's ``sigma_n``. :class:`DPMSolverPP2M` with 10 when absent. Stochastic solvers, as published, must
             scatter right to a percent, because what is missing or too much adds up from round to round:
             :class:`SDEDPMSolverPP2M` with 24.
@@ -79,7 +79,7 @@ class PosteriorReplay(Term):
         capacity: int = 2048,
         refresh: float = 0.125,
         sampler: Sampler | None = None,
-        draw_start: float = 0.75,
+        draw_start: float = 0.6,
         round_steps: int | None = None,
         place: Place = "device",
         levels: LevelDistribution | None = None,
