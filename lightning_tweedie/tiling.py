@@ -63,7 +63,7 @@ class TiledDenoiser(nn.Module):
         height, width = x.shape[-2:]
         rows, columns = (_mirrored(size, tile, x.device) for size, tile in zip((height, width), self.tile, strict=True))
         x = x[..., rows[:, None], columns]
-        starts = [self._starts(size, tile) for size, tile in zip(x.shape[-2:], self.tile, strict=True)]
+        starts = [self.starts(size, tile) for size, tile in zip(x.shape[-2:], self.tile, strict=True)]
         places = [(n, top, left) for n in range(len(x)) for top in starts[0] for left in starts[1]]
         total, weight = torch.zeros_like(x), x.new_zeros(x.shape[-2:])
         for number in range(0, len(places), self.batch_size):
@@ -80,13 +80,13 @@ class TiledDenoiser(nn.Module):
     def count(self, shape: Sequence[int]) -> int:
         """How many tiles are looked at for one image ``(C, H, W)``."""
         return math.prod(
-            len(self._starts(max(size, tile), tile)) for size, tile in zip(shape[-2:], self.tile, strict=True)
+            len(self.starts(max(size, tile), tile)) for size, tile in zip(shape[-2:], self.tile, strict=True)
         )
 
     def _cut(self, image: Tensor, top: int, left: int) -> Tensor:
         return image[..., top : top + self.tile[0], left : left + self.tile[1]]
 
-    def _starts(self, size: int, tile: int) -> list[int]:
+    def starts(self, size: int, tile: int) -> list[int]:
         """Where tiles begin along one axis: as few as overlap enough, evenly spread."""
         steps = math.ceil((size - tile) / max(1, math.floor(tile * (1 - self.overlap))))
         return [round(i * (size - tile) / steps) for i in range(steps + 1)] if steps else [0]

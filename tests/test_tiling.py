@@ -82,7 +82,7 @@ def test_neighbours_that_disagree_leave_no_seam() -> None:
     exact = Exact(levelled)
     x = F.interpolate(noisy(1, 1, 6, 8), (96, 128), mode="bicubic")
     tiled = TiledDenoiser(exact, (32, 32))
-    starts = tiled._starts(128, 32)
+    starts = tiled.starts(128, 32)
     edges = [*starts[1:], *(start + 32 for start in starts[:-1])]
     assert jump(tiled(x, 0.2), edges) < 1
     # The same tiles side by side, each restored for itself, have seams that show.
