@@ -18,7 +18,7 @@ from lightning_tweedie.sampling import DPMSolverPP2M, Sampler
 
 __all__ = ["PosteriorReplay"]
 
-_LAST = 16  # draws end at this part of the noise, where what is left of it is 1/256 of its variance
+_LAST = 20  # draws end at a twentieth of the noise, where what is left of it is 1/400 of its variance
 _REFERENCE = 1024  # draws that stand for each other
 
 
@@ -50,8 +50,8 @@ class PosteriorReplay(Term):
             device unless ``place`` says otherwise, is the same on every rank, and is part of checkpoints.
         refresh: Draws made per item of the batch and step, in (0, 1]: for all items of one batch in every
             ``1 / refresh`` steps, which takes less time than a few in each. The buffer fills faster: with each batch.
-        sampler: Solver of the draws; of its levels only their number counts, because they go down to a sixteenth of
-            each item's ``sigma_n``. :class:`DPMSolverPP2M` with 10 when absent. Stochastic solvers, as published, must
+        sampler: Solver of the draws; of its levels only their number counts, because they go down to a twentieth of
+            each item's ``sigma_n``. :class:`DPMSolverPP2M` with 16 when absent. Stochastic solvers, as published, must
             scatter right to a percent, because what is missing or too much adds up from round to round:
             :class:`SDEDPMSolverPP2M` with 24.
         draw_start: Share of the training after which draws are made. Before, expectations ``E[x_0 | x_n]`` stand in for
@@ -98,7 +98,7 @@ class PosteriorReplay(Term):
                 f"{refresh:g} give at least {self.every}, or null for no rounds"
             )
         self.share = share
-        self.sampler = DPMSolverPP2M(10) if sampler is None else sampler
+        self.sampler = DPMSolverPP2M(16) if sampler is None else sampler
         self.draw_start = draw_start
         self.round_steps = round_steps
         self.levels = LogNormal() if levels is None else levels
