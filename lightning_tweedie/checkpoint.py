@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -103,6 +104,10 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         )
     if not os.path.isfile(path):
         raise UserError(f"the checkpoint {path!r} does not exist: give the path of a file such as runs/.../last.ckpt")
+    if not zipfile.is_zipfile(path):
+        raise UserError(
+            f"the checkpoint {path!r} cannot be read: it is none, or it is damaged or truncated; use another"
+        )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError:

@@ -5,6 +5,7 @@ Lightning takes seconds to import, so only the commands that need it load it.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import signal
@@ -33,6 +34,8 @@ COMMANDS = {
 }
 FAILED = 2
 """Exit status after a mistake in the input."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a disk says that is full, for everybody or for this user."""
 
 
 def usage() -> str:
@@ -79,5 +82,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         sentence = one_sentence(str(error), argv[0])
     except (UserError, FloatingPointError) as error:
         sentence = " ".join(str(error).split())
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        sentence = f"{error.filename or 'a file'} cannot be written ({error}): make room, and give the command again"
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for it
+            raise
+        sentence = (
+            f"the GPU has too little memory ({str(error).partition('. ')[0]}): make the batch smaller, data.batch_size "
+            "in training and --batch_size elsewhere, or the network or the images"
+        )
     print(f"error: {sentence}", file=sys.stderr)
     return FAILED

@@ -346,6 +346,7 @@ class NoisyDataModule(LightningDataModule):
         kept_out: list[int] = []
         if val is None and self.holdout:
             if self.holdout >= len(base):
+                base[0]  # a file that cannot be read counts as one item, however many were in it: that is told first
                 raise UserError(
                     f"data.holdout = {self.holdout} leaves nothing of {len(base)} items for training: keep out fewer"
                 )

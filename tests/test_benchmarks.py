@@ -1,5 +1,6 @@
 """The benchmark of methods: its yardsticks are right, and a finished cell is never run again."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -113,3 +114,31 @@ def test_a_cell_that_fails_is_named_and_the_others_are_run(tmp_path: Path) -> No
     )
     assert told.returncode == 1 and "ring-nonlocal_means-seed0-20x32 failed: see" in told.stderr
     assert "noisy as if clean" in told.stdout
+
+
+def test_no_scene_of_the_photos_is_on_both_sides() -> None:
+    place = METHODS.parent / "photos.py"
+    spec = importlib.util.spec_from_file_location("photos_benchmark", place)  # tests have a module `photos` too
+    assert spec is not None and spec.loader is not None
+    photos = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(photos)
+    for seed in range(2):
+        train, test = photos.clean_photos(seed)
+        assert len(train) + len(test) == 20
+        assert ("motorcycle_left" in train) == ("motorcycle_right" in train)
+        assert not {name.split("_")[0] for name in train} & {name.split("_")[0] for name in test}
+    noise = torch.cat([(x - test[name]).flatten() for name, x in photos.noisy(test, "test", 0).items()])
+    assert float(noise.std()) == pytest.approx(photos.SIGMA, rel=5 / (2 * len(noise)) ** 0.5)
+    # What the classical methods may choose from takes noise away, on average over shifts most.
+    edge = {"edge": torch.cat([torch.full((1, 64, 40), -0.5), torch.full((1, 64, 24), 0.5)], 2)}
+    noised = photos.noisy(edge, "test", 0)
+    scores = [
+        photos.mean_psnr(restore, edge, noised)
+        for restore in (
+            lambda x: x,
+            photos.wavelets("BayesShrink", "db2", 1.0, "soft", 1),
+            photos.wavelets("BayesShrink", "db2", 1.0, "soft", 4),
+            photos.nonlocal_means(5, 6, 0.6),
+        )
+    ]
+    assert scores == sorted(scores) and scores[1] > scores[0] + 3

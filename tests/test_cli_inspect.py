@@ -6,8 +6,10 @@ import shutil
 import tarfile
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
+import tifffile
 import torch
 import yaml
 from command_line import CONFIGS, checkpoint
@@ -15,6 +17,7 @@ from photos import photos
 from PIL import Image
 
 from lightning_tweedie.cli import main
+from lightning_tweedie.datamodules import Images
 from lightning_tweedie.inspection.suggestion import suggest
 from lightning_tweedie.inspection.survey import Survey
 
@@ -107,6 +110,111 @@ def test_larger_images_of_different_sizes_in_an_archive(tmp_path: Path) -> None:
     assert main(["fit", *options, "--runs", str(tmp_path / "runs")]) == 0
     last = checkpoint(tmp_path / "runs/inspected/fit_0/checkpoints/last.ckpt")
     assert last["lightning_tweedie"]["shape"] == [3, 64, 64]
+
+
+def test_photos_of_several_sizes_are_trained_on_and_restored(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    clean = {}
+    for number, size in enumerate([(96, 120), (131, 80), (70, 70)]):
+        waves = 0.6 * np.sin(np.arange(size[0])[:, None] / 9) * np.cos(np.arange(size[1]) / 7)
+        clean[f"{number}.tif"] = waves.astype(np.float32)
+    (tmp_path / "noisy").mkdir()
+    noisy = {name: x + SIGMA * draw.standard_normal(x.shape, dtype=np.float32) for name, x in clean.items()}
+    for name, image in noisy.items():
+        tifffile.imwrite(tmp_path / "noisy" / name, image)
+    assert main(["inspect", str(tmp_path / "noisy"), "--out", str(tmp_path / "report")]) == 0
+    config = yaml.safe_load((tmp_path / "report/config.yaml").read_text())
+    settings = config["data"]["init_args"]
+    assert report(tmp_path / "report")["sigma"] == pytest.approx(SIGMA, rel=0.05)
+    assert settings["augment"][0] == "crop:64" and "transform" not in settings
+    # As printed, but for the number of steps and the pictures.
+    quick = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--trainer.callbacks", "[]"]
+    options = ["--config", str(tmp_path / "report/config.yaml"), "--runs", str(tmp_path / "runs"), *quick]
+    assert main(["fit", *options, "--trainer.accelerator", "cpu"]) == 0
+    last = str(tmp_path / "runs/inspected/fit_0/checkpoints/last.ckpt")
+    folders = ["--input", str(tmp_path / "noisy"), "--out", str(tmp_path / "restored")]
+    assert main(["denoise", "--ckpt_path", last, *folders]) == 0
+    for name, image in clean.items():
+        restored = tifffile.imread(tmp_path / "restored/one_step" / name)
+        assert restored.shape == image.shape and restored.dtype == np.float32
+        # Even an untrained network shrinks what has more variance than the clean data.
+        assert np.square(restored - image).mean() < 0.95 * np.square(noisy[name] - image).mean()
+
+
+def test_batches_do_not_depend_on_the_number_of_large_images() -> None:
+    for count in (2, 20, 5000):
+        found = Survey(Path("images"), count=count)
+        found.sizes[(500, 300)] = count
+        settings = suggest(found, 0.2, False)["data"]["init_args"]
+        train = (count - settings["holdout"]) * settings["crops"]
+        assert settings["batch_size"] == 16
+        # A hundred batches an epoch, where images are so many without crops.
+        assert train // 16 >= 100 and (settings["crops"] == 1 or train < 16 * 100 + count)
+
+
+def test_bits_that_are_in_use(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    ramp = np.linspace(500, 3500, 64)[:, None]
+    for name, factor in (("camera", 1), ("whole", 16)):
+        (tmp_path / name).mkdir()
+        for number in range(4):
+            counts = factor * (ramp + 40 * draw.standard_normal((64, 64)))
+            tifffile.imwrite(tmp_path / name / f"{number}.tif", counts.round().astype(np.uint16))
+        assert main(["inspect", str(tmp_path / name), "--out", str(tmp_path / f"{name}_report")]) == 0
+    twelve, sixteen = (report(tmp_path / f"{name}_report") for name in ("camera", "whole"))
+    assert (twelve["data_range"], sixteen["data_range"]) == ([0, 4095], None)
+    assert twelve["sigma"] * 4095 / 2 == pytest.approx(40, rel=0.05)
+    assert sixteen["sigma"] * 65535 / 2 == pytest.approx(640, rel=0.05)
+    settings = yaml.safe_load((tmp_path / "camera_report/config.yaml").read_text())["data"]["init_args"]
+    data = Images(**settings)
+    data.setup("fit")
+    assert data.data_scale is not None and data.data_scale.high == 4095
+    assert float(data.noisy_set()[0].x_n.max()) > 0.5
+
+
+def test_files_that_hold_many_images(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    images = np.linspace(-0.7, 0.7, 48)[:, None] + 0.2 * draw.standard_normal((6, 48, 48))
+    stack = images.astype(np.float32)
+    tifffile.imwrite(tmp_path / "a.tif", stack, photometric="minisblack")
+    np.savez(tmp_path / "b.npz", noisy=stack, other=np.zeros(3))
+    with h5py.File(tmp_path / "c.h5", "w") as file:
+        file["noisy"] = stack
+    for name, key in (("a.tif", []), ("b.npz", ["--key", "noisy"]), ("c.h5", [])):
+        out = tmp_path / f"{name}_report"
+        assert main(["inspect", str(tmp_path / name), "--out", str(out), *key]) == 0
+        found = report(out)
+        assert (found["images"], found["warnings"]) == (6, [])
+        assert found["sigma"] == pytest.approx(0.2, rel=0.05)
+        data = Images(**yaml.safe_load((out / "config.yaml").read_text())["data"]["init_args"])
+        data.setup("fit")
+        assert data.shape == (1, 48, 48)
+
+
+def test_floats_in_units_of_their_own(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    counts = np.linspace(900, 1500, 64)[:, None] + 30 * draw.standard_normal((5, 64, 64))
+    np.save(tmp_path / "counts.npy", counts.astype(np.float32))
+    assert main(["inspect", str(tmp_path / "counts.npy"), "--out", str(tmp_path / "report")]) == 0
+    found = report(tmp_path / "report")
+    assert found["sigma_unit"] == "data" and found["sigma"] == pytest.approx(30, rel=0.05)
+    assert found["sigma_8_bit"] is None
+    assert [warning["kind"] for warning in found["warnings"]] == ["scale"]
+    data = Images(**yaml.safe_load((tmp_path / "report/config.yaml").read_text())["data"]["init_args"])
+    data.setup("fit")
+    assert data.data_scale is not None
+    assert data.sigma_n * data.data_scale.unit == pytest.approx(found["sigma"], rel=1e-3)
+    assert float(data.noisy_set()[0].x_n.abs().max()) < 2
+
+
+def test_a_few_small_images_among_large_ones_are_told(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    for number, side in enumerate([80, 80, 80, 24]):
+        image = np.linspace(-1, 1, side) + 0.2 * draw.standard_normal((side, side))
+        np.save(tmp_path / f"{number}.npy", image.astype(np.float32))
+    assert main(["inspect", str(tmp_path), "--out", str(tmp_path / "report")]) == 0
+    (warning,) = report(tmp_path / "report")["warnings"]
+    assert warning["kind"] == "sizes" and "1 of 4 images" in warning["text"]
 
 
 @pytest.mark.parametrize("gpu", [False, True])

@@ -11,6 +11,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
+from lightning_tweedie.errors import UserError
+
 __all__ = ["InterruptCheckpoint"]
 
 # Asking the other processes is a wait for the device; they are asked at every so many batches.
@@ -89,7 +91,11 @@ class InterruptCheckpoint(Callback):
         if trainer.world_size > 1:
             rank_zero_warn("No checkpoint is made of the error's moment, since other processes may be somewhere else.")
             return
-        self._save(trainer, "exception.ckpt")
+        try:
+            self._save(trainer, "exception.ckpt")
+        except UserError as error:  # a disk that is full is told once, by what found it first
+            if not isinstance(exception, UserError):
+                rank_zero_warn(str(error))
 
     def _save(self, trainer: Trainer, name: str) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]

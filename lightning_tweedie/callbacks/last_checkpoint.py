@@ -17,7 +17,7 @@ class LastCheckpoint(Checkpoint):
     """Keeps ``checkpoints/last.ckpt`` in the run's directory up to date: regularly, and at the end of the training.
 
     Lightning's ``ModelCheckpoint(save_last=True)`` leaves a ``last.ckpt`` of the last regular save, which is not the
-    end, and with a ``monitor`` may save nothing at all. A file is replaced only by a whole one.
+    end, and with a ``monitor`` may save nothing at all. From the command line, a file is replaced only by a whole one.
 
     Args:
         every_n_train_steps: Optimiser steps between two saves.

@@ -21,6 +21,7 @@ from lightning_tweedie.errors import UserError
 from lightning_tweedie.evaluation.extraction import extract_features
 from lightning_tweedie.evaluation.restoration import Restoration, noisy_items, restoration_quality, restore
 from lightning_tweedie.evaluation.samples import generate
+from lightning_tweedie.files import write_whole
 from lightning_tweedie.metrics.estimate import Estimate
 from lightning_tweedie.metrics.feature_statistics import FeatureStatistics
 from lightning_tweedie.metrics.features import FeatureExtractor, resolve_extractor
@@ -135,8 +136,8 @@ class Report(Callback):
         ema: Any = pl_module.ema
         facts["ema_half_life"] = ema.half_lives[0]
         facts["step"] = ema.steps  # the trainer counts from 0 when it tests a checkpoint
-        (folder / "report.md").write_text(table)
-        (folder / "report.json").write_text(json.dumps(facts, indent=1) + "\n")
+        write_whole(folder / "report.md", table.encode())
+        write_whole(folder / "report.json", (json.dumps(facts, indent=1) + "\n").encode())
         print(f"\n{table}\nPictures and figures: {folder}")
 
     def _measure(

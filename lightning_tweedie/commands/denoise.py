@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lightning_tweedie.commands.function_cli import call_with
-from lightning_tweedie.commands.output import choose_device, write_picture
+from lightning_tweedie.commands.output import check_apart, choose_device, write_picture
 from lightning_tweedie.commands.restoration_levels import RestorationLevels
 from lightning_tweedie.commands.restored_files import RestoredFiles
 from lightning_tweedie.commands.samplers import make_sampler
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lightning_tweedie.checkpoint import TrainedDenoiser
-    from lightning_tweedie.data.images import ImageFolder
+    from lightning_tweedie.data.images import ImageFiles
     from lightning_tweedie.data.scale import DataScale
 
 __all__ = ["denoise", "main"]
@@ -51,7 +51,8 @@ def denoise(
 
     Args:
         ckpt_path: The checkpoint.
-        input: Folder of noisy images, or one file of them: PNG, JPEG, TIFF, NPY, NPZ, HDF5, FITS.
+        input: Folder of noisy images, or one file of them: PNG, JPEG, TIFF, NPY, NPZ, HDF5, FITS; or a tar or zip
+            archive.
         out: Folder for the results: a new one, or that of the same command.
         sigma: Standard deviation of the noise: a number, or a table of the levels of all images, or a folder of maps,
             as in training; the level of the training data when left out.
@@ -74,7 +75,7 @@ def denoise(
     from tqdm import tqdm
 
     from lightning_tweedie.checkpoint import load_denoiser
-    from lightning_tweedie.data.images import ImageFolder
+    from lightning_tweedie.data.images import open_files
     from lightning_tweedie.evaluation.store import conditions
     from lightning_tweedie.kernels import raise_to_white
     from lightning_tweedie.randomness import SampleNoise, name_number
@@ -84,11 +85,8 @@ def denoise(
     trained = load_denoiser(ckpt_path, allow or [], choose_device(device), average)
     if len(trained.shape) != 3:
         raise UserError(f"the checkpoint is about data of shape {trained.shape}, not about images: use `sample`")
-    images = ImageFolder(input, trained.shape[0], key, convert=False)
-    if Path(input).is_dir() and Path(out).expanduser().resolve().is_relative_to(Path(input).resolve()):
-        raise UserError(
-            f"out = {out!r} lies in the folder of the input, which is searched to any depth: set --out to another one"
-        )
+    images = open_files(input, channels=trained.shape[0], key=key, convert=False)
+    check_apart(out, input)
     scale = _find_scale(trained, images, range)
     levels = RestorationLevels(trained, sigma, images.names, scale.unit if sigma_units == "data" else 1.0)
     shapes = _check(images, scale)
@@ -131,7 +129,7 @@ def denoise(
     print(f"Wrote {len(pending)} restored images to {files.folder}{f', beside {before} of before' if before else ''}")
 
 
-def _find_scale(trained: "TrainedDenoiser", images: "ImageFolder", limits: list[float] | None) -> "DataScale":
+def _find_scale(trained: "TrainedDenoiser", images: "ImageFiles", limits: list[float] | None) -> "DataScale":
     """How the values of the images become what the network knows as [-1, 1]."""
     from lightning_tweedie.data.scale import DataScale
 
@@ -150,7 +148,7 @@ def _find_scale(trained: "TrainedDenoiser", images: "ImageFolder", limits: list[
     return scale
 
 
-def _check(images: "ImageFolder", scale: "DataScale") -> list[tuple[int, ...]]:
+def _check(images: "ImageFiles", scale: "DataScale") -> list[tuple[int, ...]]:
     """Reads every image once, so that what is wrong with one shows before any work.
 
     Returns:
@@ -201,13 +199,13 @@ def _batches(
         yield batch
 
 
-def _stack(images: "ImageFolder", indices: list[int]) -> "Tensor":
+def _stack(images: "ImageFiles", indices: list[int]) -> "Tensor":
     import torch
 
     return torch.stack([images[index] for index in indices])
 
 
-def _draw(images: "ImageFolder", files: RestoredFiles, levels: RestorationLevels) -> None:
+def _draw(images: "ImageFiles", files: RestoredFiles, levels: RestorationLevels) -> None:
     """Shows the first images of the size of the very first."""
     import torch
 

@@ -3,25 +3,27 @@
 from collections.abc import Sequence
 
 from lightning_tweedie.commands.function_cli import call_with
-from lightning_tweedie.commands.output import output_folder
+from lightning_tweedie.commands.output import check_apart, output_folder
 
 __all__ = ["inspect", "main"]
 
 
-def inspect(data: str, out: str, seed: int = 0, overwrite: bool = False) -> None:
+def inspect(data: str, out: str, key: str | None = None, seed: int = 0, overwrite: bool = False) -> None:
     """Looks at noisy images: what there is, how strong the noise is, and whether it is what training takes it for.
 
     Writes a page (report.html, and as a picture report.png), all figures (report.json: `sigma` in `sigma_unit`, and
     what else was found) and a configuration for these images (config.yaml) that `fit` trains as it is.
 
     Args:
-        data: Folder of images, or a tar or zip archive of them. Comes first, then --data may be left out.
+        data: Folder of images, a tar or zip archive of them, or one file with many. Comes first, then --data may be
+            left out.
         out: Folder for the report; it must be empty.
+        key: Which array of a file, where there may be several: a name in NPZ and HDF5, a unit (HDU) in FITS.
         seed: Decides which part of a large set is looked at closely.
         overwrite: Replace files of an earlier call.
 
     Raises:
-        UserError: There are no images that can be read, or the folder is not empty.
+        UserError: There are no images that can be read, or the folder is not empty or lies among them.
     """
     import json
 
@@ -30,12 +32,13 @@ def inspect(data: str, out: str, seed: int = 0, overwrite: bool = False) -> None
 
     from lightning_tweedie.files import write_whole
     from lightning_tweedie.inspection.findings import examine
-    from lightning_tweedie.inspection.report import as_html, as_json, as_png
+    from lightning_tweedie.inspection.report import as_html, as_json, as_png, on_scale
     from lightning_tweedie.inspection.suggestion import suggest
     from lightning_tweedie.inspection.survey import survey
 
+    check_apart(out, data)
     folder = output_folder(out, overwrite)
-    found = survey(data, seed)
+    found = survey(data, seed, key)
     findings = examine(found, seed)
     gpu = torch.cuda.is_available()
     hardware = "with a GPU" if gpu else "without a GPU"
@@ -52,7 +55,7 @@ def inspect(data: str, out: str, seed: int = 0, overwrite: bool = False) -> None
     }
     for name, content in contents.items():
         write_whole(folder / name, content)
-    print(f"sigma {findings.sigma:.4g} +- {findings.standard_error:.2g} on the scale of [-1, 1]")
+    print(f"sigma {findings.sigma:.4g} +- {findings.standard_error:.2g} {on_scale(found)}")
     for warning in findings.warnings:
         print(f"warning: {warning.text} {warning.remedy}")
     print(f"Wrote {folder / 'report.html'}; to train: {command}")

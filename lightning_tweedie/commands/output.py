@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 from lightning_tweedie.errors import UserError
@@ -12,7 +13,24 @@ if TYPE_CHECKING:
 
     from lightning_tweedie.pictures import Picture
 
-__all__ = ["choose_device", "output_folder", "write_picture"]
+__all__ = ["check_apart", "choose_device", "output_folder", "write_picture"]
+
+
+def check_apart(out: str, images: str) -> None:
+    """Refuses results among the images, where the next reading would take them for images.
+
+    Args:
+        out: Folder for a command's results.
+        images: Folder of images, which is searched to any depth, or a file.
+
+    Raises:
+        UserError: The one lies in the other.
+    """
+    folder = Path(images).expanduser()
+    if folder.is_dir() and Path(out).expanduser().resolve().is_relative_to(folder.resolve()):
+        raise UserError(
+            f"out = {out!r} lies in the folder of the input, which is searched to any depth: set --out to another one"
+        )
 
 
 def output_folder(out: str, overwrite: bool) -> Path:
@@ -23,13 +41,15 @@ def output_folder(out: str, overwrite: bool) -> Path:
         overwrite: Whether files of an earlier call may be replaced.
 
     Raises:
-        UserError: There are files in it already, or it cannot be made.
+        UserError: There are files in it already, or it cannot be made or written to.
     """
     folder = Path(out).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
     except OSError as error:
-        raise UserError(f"the folder {out!r} cannot be made ({error}): set --out to another one") from None
+        raise UserError(f"the folder {out!r} cannot be written to ({error}): set --out to another one") from None
     if not overwrite and any(folder.iterdir()):
         raise UserError(
             f"the folder {out!r} is not empty and nothing is overwritten unasked: set --out to another one, or give "

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from lightning_tweedie.data.images import ImageFolder
+    from lightning_tweedie.data.images import ImageFiles
     from lightning_tweedie.data.scale import DataScale
 
 __all__ = ["RestoredFiles"]
@@ -39,7 +39,7 @@ class RestoredFiles:
         UserError: There are files of something else, or of other conditions, or it cannot be written.
     """
 
-    def __init__(self, out: str, images: ImageFolder, scale: DataScale, draws: int, conditions: dict[str, Any]) -> None:
+    def __init__(self, out: str, images: ImageFiles, scale: DataScale, draws: int, conditions: dict[str, Any]) -> None:
         from lightning_tweedie.evaluation.store import ChunkStore
 
         self.folder = Path(out).expanduser()

@@ -1,5 +1,6 @@
 """`sample`: images from a checkpoint alone."""
 
+import io
 import math
 import re
 from collections.abc import Sequence
@@ -67,6 +68,7 @@ def sample(
 
     from lightning_tweedie import sampling
     from lightning_tweedie.checkpoint import load_denoiser
+    from lightning_tweedie.files import write_whole
 
     trained = load_denoiser(ckpt_path, allow or [], choose_device(device), average)
     solver = make_sampler(sampler, steps, sigma_max)
@@ -87,7 +89,9 @@ def sample(
             bar.update(len(indices))
     samples = torch.cat(batches)
     _remove_earlier(folder)
-    np.savez(folder / "samples.npz", samples=samples.numpy())
+    content = io.BytesIO()
+    np.savez(content, samples=samples.numpy())
+    write_whole(folder / "samples.npz", content.getbuffer())
     _draw(samples, folder)
     if trained.scale is not None and len(trained.shape) == 3:
         _write_own_units(samples, trained.scale, folder)

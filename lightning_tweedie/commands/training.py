@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import signal
 import sys
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 import yaml
 from lightning import Trainer
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule
 from lightning.pytorch.accelerators import MPSAccelerator
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
@@ -28,8 +30,10 @@ from lightning_tweedie.commands.parse_error import user_error_in
 from lightning_tweedie.commands.resume import differences
 from lightning_tweedie.commands.run_directory import discard_if_unused, is_first_process, run_directory
 from lightning_tweedie.commands.wandb_logger import log_model, wandb_logger
+from lightning_tweedie.commands.whole_checkpoints import WholeCheckpoints
 from lightning_tweedie.datamodules import NoisyDataModule
 from lightning_tweedie.errors import UserError
+from lightning_tweedie.files import write_whole
 from lightning_tweedie.module import TweedieModule
 
 __all__ = ["main"]
@@ -190,10 +194,13 @@ class TrainingCLI(LightningCLI):
             # It has no float64, which levels and metrics need.
             kwargs["accelerator"] = "cpu"
         try:
-            return super().instantiate_trainer(callbacks=[*given, *own], **kwargs)
+            made = super().instantiate_trainer(callbacks=[*given, *own], **kwargs)
         except (MisconfigurationException, ValueError) as error:
             self._discard()
             raise UserError(f"the trainer refuses its settings: {error}") from error
+        if type(made.strategy.checkpoint_io) is TorchCheckpointIO:  # and not one of the user's own
+            made.strategy.checkpoint_io = WholeCheckpoints()
+        return made
 
     def _discard(self) -> None:
         if self.directory is not None:
@@ -213,7 +220,7 @@ class TrainingCLI(LightningCLI):
             if kill is not None:
                 kill(signal.SIGKILL)
             self._finish_wandb(exit_code=1)
-            if isinstance(error, UserError):
+            if isinstance(error, (UserError, OSError)):
                 self._discard()
             raise
         self._finish_wandb(exit_code=0)
@@ -238,7 +245,9 @@ class TrainingCLI(LightningCLI):
         batches = self.trainer.predict(**kwargs)
         if batches and self.directory is not None:
             path = self.directory / "predictions.npy"
-            np.save(path, torch.cat([b.float() for b in batches]).cpu().numpy())  # type: ignore[union-attr]
+            content = io.BytesIO()
+            np.save(content, torch.cat([b.float() for b in batches]).cpu().numpy())  # type: ignore[union-attr]
+            write_whole(path, content.getbuffer())
             print(f"Wrote {path}")
 
 

@@ -199,6 +199,10 @@ class ImageArchive(ImageFiles):
         if not self.path.is_file():
             raise UserError(f"the archive {str(path)!r} does not exist: give the path of a tar or zip file")
         parts = PurePosixPath(folder).parts
+        if not zipfile.is_zipfile(self.path) and not tarfile.is_tarfile(self.path):
+            raise UserError(
+                f"the archive {str(path)!r} cannot be read (it is no tar or zip file, or breaks off): give a whole one"
+            )
         try:
             members = _zip_members if zipfile.is_zipfile(self.path) else _tar_members
             found = {

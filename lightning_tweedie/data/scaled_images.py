@@ -124,8 +124,8 @@ class ScaledImages(Dataset[Tensor], ABC):
             grey = np.tensordot(_LUMA, image.astype(np.float64), 1)[None]
             return (np.rint(grey) if image.dtype.kind in "iu" else grey).astype(image.dtype)
         raise UserError(
-            f"{self.describe(index)} has {len(image)} channels, not {self.channels}: set the number of channels to "
-            f"{len(image)}, or give other images"
+            f"{self.describe(index)} has {len(image)} channels, not {self.channels}: give other images, or settings "
+            f"and a network for {len(image)} channels"
         )
 
     def __getitem__(self, index: int) -> Tensor:

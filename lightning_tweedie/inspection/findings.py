@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lightning_tweedie.inspection.survey import Survey
+from lightning_tweedie.inspection.survey import CROP, Survey
 from lightning_tweedie.noise.assumptions import (
     ChannelCorrelation,
     Clipping,
@@ -48,7 +48,7 @@ class Findings:
     """The noise of a set of images.
 
     Attributes:
-        sigma: Standard deviation of the noise in a pixel, on the scale of data in [-1, 1]; where the variance differs,
+        sigma: Standard deviation of the noise in a pixel, in the unit of the survey; where the variance differs,
             the root of its mean.
         estimate: The estimate for white noise, with its uncertainty.
         standard_error: Of ``sigma``.
@@ -119,10 +119,21 @@ def _about_files(found: Survey) -> list[Concern]:
         more = f" and {count - 1} more, all listed below," if count > 1 else ""
         text = f"{first}{more} cannot be read, and training refuses a set with such files."
         warnings.append(Concern("unreadable", text, "Mend them or move them elsewhere."))
-    floats = all("float" in kind for kind in found.kinds)
-    if floats and found.low > -0.05 and found.high > 0:
+    if not found.scaled:
         text = f"The values run from {found.low:.4g} to {found.high:.4g}, which is not the scale of [-1, 1]."
-        warnings.append(Concern("scale", text, "Bring them there: of values v in [0, 1] that is 2 v - 1."))
+        remedy = (
+            "The suggested configuration takes sigma in their own units (data.sigma_units) and measures their range; "
+            "data.range says it exactly: [0, 1], or what it is."
+        )
+        warnings.append(Concern("scale", text, remedy))
+    small = sum(count for size, count in found.sizes.items() if min(size) < CROP)
+    if 0 < small < found.count / 2:
+        height, width = found.smallest
+        text = (
+            f"{small} of {found.count} images have fewer than {CROP} x {CROP} pixels, the least of them {height} or "
+            f"{width} in one direction, and a network sees parts that fit into all."
+        )
+        warnings.append(Concern("sizes", text, "Move them elsewhere, or the network will be short-sighted."))
     return warnings
 
 

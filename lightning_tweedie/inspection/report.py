@@ -19,12 +19,10 @@ from lightning_tweedie.inspection.survey import Survey, stacked
 from lightning_tweedie.noise.assumptions import LAGS
 from lightning_tweedie.pictures import grid
 
-__all__ = ["as_html", "as_json", "as_png"]
+__all__ = ["as_html", "as_json", "as_png", "on_scale"]
 
 _DPI = 110
 _INK, _LIGHT, _ALERT = "#4477aa", "#bbccdd", "#cc6677"
-#: The unit of sigma in the report: the scale to which images are brought.
-UNIT = "[-1, 1]"
 
 
 def _number(value: Any) -> Any:  # noqa: ANN401
@@ -47,7 +45,8 @@ def as_json(found: Survey, findings: Findings) -> dict[str, Any]:
 
     Returns:
         ``sigma`` in ``sigma_unit``, ``sigma_standard_error``, ``sigma_8_bit`` (the same in steps of 8-bit images),
-        ``warnings`` and so on; null for what could not be told.
+        ``data_range`` (values of 16-bit files that become [-1, 1], where they use fewer bits), ``warnings`` and so on;
+        null for what could not be told.
     """
     own = findings.per_image.double().numpy()
     known = own[np.isfinite(own)]
@@ -64,9 +63,9 @@ def as_json(found: Survey, findings: Findings) -> dict[str, Any]:
         {
             "data": str(found.root),
             "sigma": findings.sigma,
-            "sigma_unit": UNIT,
+            "sigma_unit": found.unit,
             "sigma_standard_error": findings.standard_error,
-            "sigma_8_bit": findings.sigma * 127.5,
+            "sigma_8_bit": findings.sigma * 127.5 if found.scaled else None,
             "sigma_if_white": findings.estimate.sigma,
             "sigma_spread_over_images": spread,
             "sigma_per_image": dict(zip(found.names, own.tolist(), strict=True)),
@@ -76,12 +75,18 @@ def as_json(found: Survey, findings: Findings) -> dict[str, Any]:
             "dtypes": dict(found.kinds.most_common()),
             "channels": found.channels,
             "range": [found.low, found.high],
+            "data_range": found.range,
             "histogram": {"edges": found.edges.tolist(), "shares": found.histogram.tolist()},
             "share_of_patches_with_whole_noise": findings.estimate.whole,
             **{name: None if test is None else dataclasses.asdict(test) for name, test in tests.items()},
             "warnings": [dataclasses.asdict(warning) for warning in findings.warnings],
         }
     )
+
+
+def on_scale(found: Survey) -> str:
+    """In which units numbers are, in words."""
+    return "on the scale of [-1, 1]" if found.scaled else "in the units of the files"
 
 
 def _facts(found: Survey, findings: Findings) -> list[tuple[str, str]]:
@@ -94,13 +99,17 @@ def _facts(found: Survey, findings: Findings) -> list[tuple[str, str]]:
         ("sizes", sizes + (f" and {more} other sizes" if more > 0 else "")),
         ("numbers", ", ".join(f"{kind} ({n:,})" for kind, n in found.kinds.most_common())),
         ("channels", "1, all grey" if found.channels == 1 else "3, colour"),
-        ("values", f"{found.low:.3g} to {found.high:.3g}, on the scale of [-1, 1]"),
+        ("values", f"{found.low:.3g} to {found.high:.3g}, {on_scale(found)}"),
         (
             "sigma",
-            f"{findings.sigma:.4g} +- {findings.standard_error:.2g} on the scale of [-1, 1], "
-            f"{findings.sigma * 127.5:.3g} in steps of 8-bit images",
+            f"{findings.sigma:.4g} +- {findings.standard_error:.2g} {on_scale(found)}"
+            + (f", {findings.sigma * 127.5:.3g} in steps of 8-bit images" if found.scaled else ""),
         ),
     ]
+    if found.range is not None:
+        top = found.range[1]
+        told = f"{int(top).bit_length()} of 16 bits are in use: [0, {top:g}] becomes [-1, 1] (data.range)"
+        lines.insert(3, ("range", f"{told}, and sigma is {findings.sigma * top / 2:.3g} in steps of the files"))
     if len(own):
         low, high = own.quantile(0.05), own.quantile(0.95)
         lines.append(("image by image", f"{low:.3g} to {high:.3g} for nine in ten; texture makes it too large"))

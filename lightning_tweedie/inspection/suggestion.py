@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning_tweedie.inspection.survey import Survey
+from lightning_tweedie.inspection.survey import CROP, Survey
 
 __all__ = ["suggest"]
 
-#: Larger images are trained on in crops of this side.
-CROP = 64
+#: An epoch has so many batches at least; where there are few images, by crops.
+_BATCHES = 100
 
 
 def suggest(found: Survey, sigma: float, gpu: bool) -> dict[str, Any]:
@@ -17,14 +17,15 @@ def suggest(found: Survey, sigma: float, gpu: bool) -> dict[str, Any]:
 
     Args:
         found: The images.
-        sigma: Noise level, on the scale of data in [-1, 1].
+        sigma: Noise level, in the unit of the survey.
         gpu: Whether there is one: on processors alone the network is small and the training short.
 
     Returns:
         What is written as YAML; see ``configs/experiment/folder.yaml`` for one made by hand.
     """
     data, size = _data(found, sigma, gpu)
-    steps = 100_000 if gpu else 10_000
+    # Without a GPU half an hour on a core for crops of 64 x 64.
+    steps = 100_000 if gpu else 4000 if min(size) > 40 else 10_000
     callbacks = [{"class_path": f"lightning_tweedie.callbacks.{name}"} for name in ("SampleGrid", "RestorationGrid")]
     return {
         "name": "inspected",
@@ -34,7 +35,7 @@ def suggest(found: Survey, sigma: float, gpu: bool) -> dict[str, Any]:
             "max_steps": steps,
             "gradient_clip_val": 1.0,
             "check_val_every_n_epoch": None,
-            "val_check_interval": steps // 10,
+            "val_check_interval": steps // (10 if gpu else 4),
             "log_every_n_steps": 20,
             "callbacks": callbacks,
         },
@@ -45,18 +46,21 @@ def _data(found: Survey, sigma: float, gpu: bool) -> tuple[dict[str, Any], tuple
     """The data module, and the height and width of what the network sees."""
     height, width = found.smallest
     settings: dict[str, Any] = {"root": str(found.root), "channels": found.channels, "inject": False}
+    settings |= {name: value for name, value in (("range", found.range), ("key", found.key)) if value is not None}
     settings["sigma"] = float(f"{sigma:.4g}")
-    holdout = min(500, max(1, found.count // 10))
-    settings |= {"holdout": holdout, "batch_size": max(1, min(64 if gpu else 16, found.count - holdout))}
-    if len(found.sizes) > 1:
-        # Of noisy images only crops are allowed: resizing would correlate the noise.
-        crop = {"height": height, "width": width}
-        settings["transform"] = [{"class_path": "albumentations.CenterCrop", "init_args": crop}]
-    if max(height, width) > CROP:
+    if not found.scaled:
+        settings["sigma_units"] = "data"  # and the range of the values is measured
+    settings["holdout"] = min(500, max(1, found.count // 10))
+    batch, count = 64 if gpu else 16, found.count - settings["holdout"]
+    if len(found.sizes) > 1 or max(height, width) > CROP:
+        # Whole pixels are cut out; resizing would correlate the noise.
         side = min(height, width, CROP)
-        side -= side % 4 if side >= 16 else 0
-        height = width = side
-        settings["augment"] = [f"crop:{side}"]
+        height = width = side - (side % 4 if side >= 16 else 0)
+        settings["augment"] = [f"crop:{height}", "hflip"]
+        settings["crops"] = max(1, -(-_BATCHES * batch // max(1, count)))
+    else:
+        batch = max(1, min(batch, count))
+    settings["batch_size"] = batch
     return {"class_path": "lightning_tweedie.datamodules.Images", "init_args": settings}, (height, width)
 
 

@@ -18,11 +18,15 @@ from lightning_tweedie.errors import UserError
 from lightning_tweedie.noise.estimation import choose_images
 from lightning_tweedie.noise.patches import SIDE, Patches, take_patches
 
-__all__ = ["BINS", "Survey", "survey"]
+__all__ = ["BINS", "CROP", "Survey", "survey"]
 
 BINS = 128
 """Of the histogram of values."""
+CROP = 64
+"""Larger images are trained on in parts of this side."""
 _SHOWN = 12
+#: Floats that never go below the first, or go beyond the second, are not on the scale of [-1, 1].
+_LEAST_LOW, _FAR = -0.05, 10.0
 
 
 @dataclass
@@ -30,7 +34,9 @@ class Survey:
     """What a set of images consists of.
 
     Attributes:
-        root: The folder or the archive, as an absolute path.
+        root: The folder, the archive or the file, as an absolute path.
+        key: The array that was read, where a file has several.
+        range: Which values become [-1, 1] of files of 16 bits that use fewer; None: all that their type can hold.
         count: Number of images that could be read.
         unreadable: For each file that could not be read, what is wrong with it.
         sizes: How many images there are of each (height, width).
@@ -46,6 +52,8 @@ class Survey:
     """
 
     root: Path
+    key: str | None = None
+    range: list[float] | None = None
     count: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
@@ -64,13 +72,25 @@ class Survey:
         """The least height and the least width of any image."""
         return min(h for h, _ in self.sizes), min(w for _, w in self.sizes)
 
+    @property
+    def unit(self) -> str:
+        """That of sigma: ``[-1, 1]``, the scale to which images are brought, or ``data``, the units of floats."""
+        return "[-1, 1]" if self.scaled else "data"
 
-def survey(path: str | Path, seed: int = 0) -> Survey:
+    @property
+    def scaled(self) -> bool:
+        """Whether all is on the scale of [-1, 1]: integers are brought there, floats may be in units of their own."""
+        floats = bool(self.kinds) and all("float" in kind for kind in self.kinds)
+        return not floats or (self.low <= _LEAST_LOW and max(-self.low, self.high) <= _FAR)
+
+
+def survey(path: str | Path, seed: int = 0, key: str | None = None) -> Survey:
     """Reads all images of a folder or an archive, and takes patches of them, or of as many as are enough.
 
     Args:
-        path: The folder, or a tar or zip archive.
+        path: The folder, a tar or zip archive, or one file with many images.
         seed: Decides which images and patches are looked at closely.
+        key: Which array of a file, where there may be several.
 
     Raises:
         UserError: There is no such place, no image in it can be read, or none has 8 x 8 pixels.
@@ -78,8 +98,8 @@ def survey(path: str | Path, seed: int = 0) -> Survey:
     place = Path(path).expanduser()
     if not place.exists():
         raise UserError(f"{str(path)!r} does not exist: give a folder or an archive of images")
-    images = open_files(place)
-    found = Survey(place.resolve())
+    images = open_files(place, key=key)
+    found = Survey(place.resolve(), key, _range_in_use(images))
     chosen = choose_images(len(images), 3, seed)
     found.patches = take_patches(_read_all(images, found, {*chosen}), len(chosen), seed)
     if found.channels == 1:
@@ -90,6 +110,20 @@ def survey(path: str | Path, seed: int = 0) -> Survey:
     return found
 
 
+def _range_in_use(images: ImageFiles) -> list[float] | None:
+    """The range of as many bits as files of 16 bits use, such as [0, 4095] of a camera's 12; None if it is all."""
+    highest = 0
+    for number in range(len(images)):
+        try:
+            image = images.find(number)
+        except UserError:
+            continue  # It is told when the image is looked at.
+        if image.dtype != np.uint16 or int(image.max(initial=0)) >> 15:
+            return None
+        highest = max(highest, int(image.max(initial=0)))
+    return [0.0, float((1 << highest.bit_length()) - 1)] if highest else None
+
+
 def _read_all(images: ImageFiles, found: Survey, chosen: set[int]) -> Iterator[Tensor]:
     """Reads all images, notes what they are, and hands on those of which patches are taken."""
     from tqdm import tqdm
@@ -98,7 +132,7 @@ def _read_all(images: ImageFiles, found: Survey, chosen: set[int]) -> Iterator[T
     for number in tqdm(range(len(images)), desc="reading", unit="image"):
         name = images.names[number]
         try:
-            kind, image = _read(images, number)
+            kind, image = _read(images, number, found.range)
             if not bool(image.isfinite().all()):
                 raise UserError(f"the image {name} has values that are not finite: mend or remove the file")
         except UserError as error:
@@ -124,10 +158,12 @@ def _read_all(images: ImageFiles, found: Survey, chosen: set[int]) -> Iterator[T
         )
 
 
-def _read(images: ImageFiles, number: int) -> tuple[str, Tensor]:
-    """What sort of numbers an image holds, and the image on the scale of their type."""
+def _read(images: ImageFiles, number: int, limits: list[float] | None) -> tuple[str, Tensor]:
+    """What sort of numbers an image holds, and the image on the scale of these limits or of their type."""
     found = images.find(number)
     scale, channels = DataScale.natural(found.dtype), len(found)
+    if limits is not None:
+        scale = DataScale.declared(limits, found.dtype)
     if scale is None or channels not in (1, 3):
         raise UserError(
             f"{images.describe(number)} holds {channels} channels of {found.dtype}: only grey and colour images of 8 "
