@@ -6,7 +6,7 @@ PRESET ?= oracle
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs format bench-methods clean
+.PHONY: help demo test lint docs format bench-methods bench-speed clean
 .NOTPARALLEL:
 
 help: ## this list
@@ -37,6 +37,9 @@ format: $(VENV)/.installed-dev ## put the code in order
 bench-methods: $(VENV)/.installed-dev ## compare all methods (PRESET=oracle); goes on where it was interrupted
 	@$(BIN)/python benchmarks/methods --preset $(PRESET) --out docs/benchmarks/$(PRESET).json
 
+bench-speed: $(VENV)/.installed-bench ## what everything costs, on an idle machine
+	@$(BIN)/python benchmarks/speed --out docs/benchmarks/speed.json
+
 clean: ## remove the virtual environment, the caches and the built docs, but no runs
 	@rm -rf $(VENV) docs/_build docs/_generated .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	@rm -rf build dist *.egg-info
@@ -49,3 +52,4 @@ $(VENV)/.installed-%: setup.cfg pyproject.toml scripts/install.py
 
 EXTRAS_demo := demo
 EXTRAS_dev := demo fid diffusers docs dev
+EXTRAS_bench := $(EXTRAS_dev) bench
