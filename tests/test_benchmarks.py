@@ -103,6 +103,21 @@ def test_finished_cells_are_read_and_others_are_run(tmp_path: Path) -> None:
     for plot in ("oracle_levels.png", "oracle_cost.png"):
         assert (tmp_path / plot).stat().st_size > 1000
 
+    # In a fresh clone there are the results alone: their cells are finished too, and what is not asked for stays.
+    for file in tmp_path.glob("cells/*"):
+        file.unlink()
+    table = json.loads((tmp_path / "oracle.json").read_text())
+    some = [option for option in call if option != "clean"]
+    subprocess.run(some, check=True, capture_output=True)
+    assert json.loads((tmp_path / "oracle.json").read_text()) == table and not [*tmp_path.glob("cells/*")]
+    # Unless the method was another one.
+    for row in table[1:]:
+        row["config"]["clean_fraction"] = 0.5
+    (tmp_path / "oracle.json").write_text(json.dumps(table))
+    subprocess.run(some, check=True, capture_output=True)
+    again = json.loads((tmp_path / "oracle.json").read_text())
+    assert again[1]["metrics"]["spread"] == full["metrics"]["spread"] and again[0] == table[0]
+
 
 def test_a_cell_that_fails_is_named_and_the_others_are_run(tmp_path: Path) -> None:
     # Non-local means is for images.

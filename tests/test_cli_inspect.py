@@ -209,10 +209,11 @@ def test_floats_in_units_of_their_own(tmp_path: Path) -> None:
 
 def test_a_few_small_images_among_large_ones_are_told(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
     for number, side in enumerate([80, 80, 80, 24]):
         image = np.linspace(-1, 1, side) + 0.2 * draw.standard_normal((side, side))
-        np.save(tmp_path / f"{number}.npy", image.astype(np.float32))
-    assert main(["inspect", str(tmp_path), "--out", str(tmp_path / "report")]) == 0
+        np.save(tmp_path / "images" / f"{number}.npy", image.astype(np.float32))
+    assert main(["inspect", str(tmp_path / "images"), "--out", str(tmp_path / "report")]) == 0
     (warning,) = report(tmp_path / "report")["warnings"]
     assert warning["kind"] == "sizes" and "1 of 4 images" in warning["text"]
 

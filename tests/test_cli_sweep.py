@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -148,13 +149,16 @@ os.unlink(parent / "alone")
 
 
 @pytest.fixture
-def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A program that an agent would start with ${program}."""
+    # Where tests run in the background of a shell, this signal is ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setattr(runner, "PAUSE", 0.01)
     (tmp_path / "trainer.py").write_text(TRAINER)
     write(tmp_path, [0.1, 0.2])
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    yield tmp_path
+    signal.signal(signal.SIGINT, before)
 
 
 def write(folder: Path, values: list[float], **changes: Any) -> None:

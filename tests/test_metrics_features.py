@@ -309,7 +309,8 @@ def test_inception_features_are_those_of_the_original_graph() -> None:
     extractor = resolve_extractor("inception")
     features = extractor(levels / 127.5 - 1)
     assert (extractor.key("fid"), extractor.num_features, extractor.resize) == ("fid", 2048, "bilinear TF1 299")
-    assert (features - expected).abs().max() < 1e-5
+    # Equal but for the rounding of some hundred layers, which depends on the processor.
+    assert (features - expected).abs().max() < 1e-4
     # The control: today's resize, a grid half a pixel off, makes other features.
     assert (features - other).abs().max() > 0.1
     grey = levels[:, :1]

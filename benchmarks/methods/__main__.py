@@ -3,8 +3,9 @@
     python benchmarks/methods --preset oracle --out docs/benchmarks/oracle.json
 
 Each cell, a method on a problem with a seed, runs in a process of its own and leaves a file in `runs/benchmarks`: an
-interrupted benchmark goes on where it was, and a finished cell is never run again. The tables and the plots are made
-from the cells. A cell that fails is reported, and the others are run all the same.
+interrupted benchmark goes on where it was, and a finished cell is never run again. Neither is one of which the rows are
+in the file of results already, if its method was configured as it is now; to measure such a one again, delete its rows.
+The tables and the plots are made from the cells. A cell that fails is reported, and the others are run all the same.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from cells import PRESETS, Cell
 from images import Unfinished, run_images
 from oracle import run_oracle
 from plots import plots
-from registry import METHODS
+from registry import METHODS, method_config
 from tables import page
 from tqdm import tqdm
 
@@ -52,7 +53,7 @@ def run(cell: Cell, folder: Path, minutes: float | None) -> list[dict[str, Any]]
             **asdict(cell),
             "sampling": sampling,
             "title": title if sampling == "full" else f"{title}, {sampling}",
-            "clean_fraction": METHODS[cell.method].clean_fraction,
+            "config": method_config(cell.method),
             **{key: value for key, value in found.items() if key != "measured"},
             "metrics": metrics,
             "images_seen": cell.steps * cell.batch,
@@ -71,10 +72,15 @@ def commit() -> str:
     return told.stdout.strip()
 
 
-def finished(cell: Cell, folder: Path, minutes: float | None, known: bool) -> list[dict[str, Any]]:
+def finished(
+    cell: Cell, folder: Path, minutes: float | None, known: bool, before: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
     """The rows of a cell, which is run unless it has been; none if it is not finished, or only known ones count."""
     path = folder / f"{cell.name}.json"
     if not path.is_file():
+        same = {**asdict(cell), "config": method_config(cell.method)}
+        if found := [row for row in before if same.items() <= row.items()]:
+            return found
         if known:
             return []
         command = [sys.executable, str(Path(__file__).parent), "--cell", cell.name, "--cells", str(folder)]
@@ -88,6 +94,25 @@ def finished(cell: Cell, folder: Path, minutes: float | None, known: bool) -> li
         write_whole(path, told.stdout.encode())
     rows: list[dict[str, Any]] = json.loads(path.read_text())
     return rows
+
+
+def others(before: Sequence[dict[str, Any]], cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """Rows that are there already, of the same budget, but were not asked for now: they stay."""
+    names, budgets = {cell.name for cell in cells}, {(cell.steps, cell.batch) for cell in cells}
+    return [
+        row
+        for row in before
+        if (row["steps"], row["batch"]) in budgets
+        and Cell(**{name: row[name] for name in Cell.__dataclass_fields__}).name not in names
+        and row.get("config") == method_config(row["method"])
+    ]
+
+
+def in_order(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By problem, method and seed, as the presets and the registry have them."""
+    problems = [problem for preset in PRESETS.values() for problem in preset.problems]
+    methods = list(METHODS)
+    return sorted(rows, key=lambda row: (problems.index(row["problem"]), methods.index(row["method"]), row["seed"]))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -126,9 +151,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         for method in args.methods or preset.methods
     ]
     args.cells.mkdir(parents=True, exist_ok=True)
+    before = json.loads(args.out.read_text()) if args.out and args.out.is_file() else []
     with ThreadPoolExecutor(args.jobs) as pool:
-        found = pool.map(lambda cell: finished(cell, args.cells, args.minutes, args.known), cells)
+        found = pool.map(lambda cell: finished(cell, args.cells, args.minutes, args.known, before), cells)
         rows = [row for rows in tqdm(found, total=len(cells), desc="cells") for row in rows]
+    rows = in_order([*rows, *others(before, cells)])
     if not rows:
         raise SystemExit("no cell is finished")
     command = shlex.join(["python", "benchmarks/methods", *(sys.argv[1:] if argv is None else argv)])

@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser
 
 from lightning_tweedie.objectives import Objective
 
-__all__ = ["METHODS", "Method", "make_objective", "objective_config"]
+__all__ = ["METHODS", "Method", "make_objective", "method_config", "objective_config"]
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "objective"
 
@@ -99,6 +99,16 @@ def objective_config(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         else:
             config["init_args"][term] = value
     return config
+
+
+def method_config(name: str) -> dict[str, Any]:
+    """All that a method is: two rows with the same are of the same method."""
+    method = METHODS[name]
+    first: dict[str, Any] = {"first": method.first}
+    if method.first not in (None, "nonlocal_means"):
+        first = {"first": objective_config(method.first, {})}
+    kind = {"data": method.data, "clean_fraction": method.clean_fraction, "distilled": method.distilled}
+    return {**kind, **first, "objective": objective_config(method.objective, method.settings)}
 
 
 def make_objective(name: str, settings: Mapping[str, Any]) -> Objective:

@@ -74,9 +74,9 @@ def page(rows: Rows, preset: Preset, source: str, command: str) -> str:
     text = [
         f"# {preset.title}",
         "",
-        f"Made by `{command}` on {first['device']}: {first['steps']:,} steps of {first['batch']} "
-        f"({first['images_seen']:,} items seen) for every method, {over}. {preset.about} All figures are in "
-        f"[{source}]({source}).",
+        f"Made by `{command}`, which goes on where it was, on {first['device']}: {first['steps']:,} steps of "
+        f"{first['batch']} ({first['images_seen']:,} items seen) for every method, {over}. {preset.about} All figures "
+        f"are in [{source}]({source}).",
         "",
         f"![Quality by noise level]({stem}_levels.png)",
         "",
