@@ -260,7 +260,8 @@ class TweedieModule(LightningModule):
         if content is None:
             raise UserError("the checkpoint was not made by this library's TweedieModule: give one that was")
         theirs, ours = _settings(content), _settings(ours)
-        for key in sorted({*theirs, *ours} - {"sigma_data"}):
+        # Where activations are kept changes nothing about the network, so a run may go on with less memory.
+        for key in sorted({*theirs, *ours} - {"sigma_data", "gradient_checkpointing"}):
             if theirs.get(key) != ours.get(key):
                 raise UserError(
                     f"the checkpoint holds another network: its {key} is {theirs.get(key)}, here it is "

@@ -19,7 +19,7 @@ from lightning_tweedie.ema import EMA
 from lightning_tweedie.errors import UserError
 from lightning_tweedie.lr_schedule import WarmupCosine
 from lightning_tweedie.module import CHECKPOINT_KEY, TweedieModule, by_band
-from lightning_tweedie.networks import MLP, UNet
+from lightning_tweedie.networks import MLP, DiT, UNet
 from lightning_tweedie.objectives import AmbientScoreMatching, Consistency, Objective, PosteriorReplay
 from lightning_tweedie.randomness import step_generator
 from lightning_tweedie.sampling import Ancestral, sample
@@ -365,3 +365,16 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
     trainer.save_checkpoint(path)
     with pytest.raises(UserError, match="its width is 16, here it is 32"):
         make_trainer(tmp_path).fit(make_module(denoiser=Denoiser(MLP(2, width=32))), Toy(), ckpt_path=path)
+
+
+def test_a_run_may_go_on_with_less_memory(tmp_path):
+    """Gradient checkpointing is nothing of the network's: a resumed run may switch it on, and ends the same."""
+
+    def module(checkpointing: bool, path: Path | None = None) -> TweedieModule:
+        network = DiT(1, width=16, depth=1, heads=2, dropout=0.2, gradient_checkpointing=checkpointing)
+        made = make_module(denoiser=Denoiser(network), objective=Objective())
+        callbacks = [] if path else [SaveAt(2, tmp_path / "middle.ckpt")]
+        make_trainer(tmp_path, max_steps=4, callbacks=callbacks).fit(made, Toy(shape=(1, 4, 4)), ckpt_path=path)
+        return made
+
+    assert_equal(module(False).state_dict(), module(True, tmp_path / "middle.ckpt").state_dict())
