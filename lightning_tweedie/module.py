@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
@@ -90,6 +91,11 @@ class TweedieModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Learns from the data module what the network must know, and refuses what cannot work."""
+        if isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
+            raise UserError(
+                f"trainer.strategy is {type(self.trainer.strategy).__name__}, which splits the weights among the "
+                "processes, where the averages of the weights could not follow: use ddp"
+            )
         to_config(self.denoiser)  # what checkpoints cannot describe is refused now, not at the first checkpoint
         data = getattr(self.trainer, "datamodule", None)
         if data is None or not hasattr(data, "sigma_data"):
@@ -260,7 +266,8 @@ class TweedieModule(LightningModule):
         if content is None:
             raise UserError("the checkpoint was not made by this library's TweedieModule: give one that was")
         theirs, ours = _settings(content), _settings(ours)
-        for key in sorted({*theirs, *ours} - {"sigma_data"}):
+        # Where activations are kept changes nothing about the network, so a run may go on with less memory.
+        for key in sorted({*theirs, *ours} - {"sigma_data", "gradient_checkpointing"}):
             if theirs.get(key) != ours.get(key):
                 raise UserError(
                     f"the checkpoint holds another network: its {key} is {theirs.get(key)}, here it is "

@@ -90,16 +90,18 @@ def assert_same_end(a: dict[str, Any] | None, b: dict[str, Any] | None) -> None:
         assert torch.equal(value, b["state"][key]), f"{key} differs"
 
 
-@pytest.mark.parametrize("step", [12, 15, 23])  # within an epoch of 8 batches, its last before validation, its last
-def test_sigterm_saves_exits_with_143_and_the_run_goes_on_bitwise(tmp_path: Path, step: int) -> None:
+# Within an epoch of 8 batches, its last before validation, its last; a step of three batches, told at its first.
+@pytest.mark.parametrize(("step", "accumulate"), [(12, 1), (15, 1), (23, 1), (13, 3)])
+def test_sigterm_saves_exits_with_143_and_the_run_goes_on_bitwise(tmp_path: Path, step: int, accumulate: int) -> None:
     handler = signal.getsignal(signal.SIGTERM)
+    several = {"accumulate_grad_batches": accumulate}
     with pytest.raises(SystemExit) as stopped:
-        fit(tmp_path, At(step, 0, told_to_stop))
+        fit(tmp_path, At(step, 0, told_to_stop), **several)
     assert stopped.value.code == 143
     assert signal.getsignal(signal.SIGTERM) == handler
-    # The batch under way was finished.
+    # The step under way was finished.
     assert load(tmp_path / "interrupted.ckpt")["global_step"] == step + 1
-    assert_same_end(fit(tmp_path, ckpt=tmp_path / "interrupted.ckpt"), fit(tmp_path))
+    assert_same_end(fit(tmp_path, ckpt=tmp_path / "interrupted.ckpt", **several), fit(tmp_path, **several))
 
 
 def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ trainer:
 """
 NETWORK = ["--model.denoiser.backbone.init_args.width=16", "--data.init_args.batch_size=4"]
 UNET = [*NETWORK, "--model.denoiser.backbone.init_args.blocks=1"]
+DIT = [*NETWORK, *(f"--model.denoiser.backbone.init_args.{name}=2" for name in ("depth", "heads"))]
 SMALL = {
     "ring": [*NETWORK, "--data.init_args.items=2600"],
     "ring_distilled": ["--data.init_args.items=2600", "--data.init_args.batch_size=4"],
@@ -34,6 +35,7 @@ SMALL = {
     "fashion_mnist": UNET,
     "cifar10": UNET,
     "folder": [*UNET, "--data.init_args.holdout=8"],
+    "folder_dit": [*DIT, "--data.init_args.holdout=8"],
 }
 """Options for each experiment; an experiment that is missing here fails its test."""
 
@@ -83,6 +85,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]
         Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
     return {
         "folder": [f"--data.init_args.root={folder}"],
+        "folder_dit": [f"--data.init_args.root={folder}"],
         "ring_distilled": [f"--model.teacher={tmp_path / 'teacher/ring/fit_0/checkpoints/last.ckpt'}"],
     }
 
@@ -176,13 +179,14 @@ def test_objective(name: str, tmp_path: Path) -> None:
 def test_trainer(name: str, tmp_path: Path) -> None:
     """Laid over an experiment; what only a GPU can do is left to machines with one."""
     (tmp_path / "tiny.yaml").write_text(DIGITS)
-    (tmp_path / "quick.yaml").write_text("accelerator: cpu\ndevices: 1\nmax_steps: 2\nstrategy: auto\n")
+    (tmp_path / "quick.yaml").write_text("accelerator: cpu\nnum_nodes: 1\ndevices: 1\nmax_steps: 2\nstrategy: auto\n")
     options = ["--config", str(tmp_path / "tiny.yaml"), "--trainer", str(CONFIGS / f"trainer/{name}.yaml")]
     options += ["--trainer", str(tmp_path / "quick.yaml"), "--runs", str(tmp_path / "runs")]
     assert main(["fit", *options]) == 0
     written = yaml.safe_load((tmp_path / "runs/digits/fit_0/config.yaml").read_text())["trainer"]
     wanted = yaml.safe_load((CONFIGS / f"trainer/{name}.yaml").read_text())
     assert written["precision"] == wanted["precision"]
+    assert written["accumulate_grad_batches"] == wanted.get("accumulate_grad_batches", 1)
 
 
 def test_every_part_belongs_to_an_experiment() -> None:

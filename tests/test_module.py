@@ -10,6 +10,7 @@ import pytest
 import torch
 from checks import generator
 from lightning import Callback, LightningDataModule, Trainer
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -19,7 +20,7 @@ from lightning_tweedie.ema import EMA
 from lightning_tweedie.errors import UserError
 from lightning_tweedie.lr_schedule import WarmupCosine
 from lightning_tweedie.module import CHECKPOINT_KEY, TweedieModule, by_band
-from lightning_tweedie.networks import MLP, UNet
+from lightning_tweedie.networks import MLP, DiT, UNet
 from lightning_tweedie.objectives import AmbientScoreMatching, Consistency, Objective, PosteriorReplay
 from lightning_tweedie.randomness import step_generator
 from lightning_tweedie.sampling import Ancestral, sample
@@ -203,6 +204,17 @@ def test_a_gpu_trains_and_samples_like_the_processor(tmp_path):
     torch.testing.assert_close(on_gpu, on_cpu, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("strategy", [FSDPStrategy, ModelParallelStrategy])
+def test_strategies_that_split_the_weights_are_refused(tmp_path, monkeypatch, strategy):
+    """Before they begin; here they would not even without that, for want of GPUs."""
+    trainer = make_trainer(tmp_path)
+    monkeypatch.setattr(trainer._accelerator_connector, "strategy", strategy())
+    module = make_module()
+    module.trainer = trainer
+    with pytest.raises(UserError, match=f"{strategy.__name__}, which splits .* use ddp"):
+        module.setup("fit")
+
+
 def two_halves(data: Toy, ranks: tuple[int, int]) -> TweedieModule:
     """One gradient step of one process over both halves of the data, each with the noise of a given rank."""
     module = make_module(objective=Objective(AmbientScoreMatching(), Consistency(start=0)))
@@ -250,11 +262,62 @@ def test_the_replay_buffer_is_shared_between_processes(tmp_path):
     assert len(replay.buffer.draws[:noisy].unique(dim=0)) == noisy
 
 
-def test_accumulated_batches_are_one_step_of_the_average(tmp_path):
-    module = make_module()
-    trainer = make_trainer(tmp_path, max_epochs=2, max_steps=-1, accumulate_grad_batches=3)
+def moved_by(start: list[Tensor], module: TweedieModule) -> list[Tensor]:
+    return [p.detach() - s for p, s in zip(module.denoiser.parameters(), start, strict=True)]
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_accumulated_batches_give_the_average_of_their_gradients(tmp_path, devices):
+    """Each batch with noise of its own; also where every process accumulates, with one exchange of gradients a step."""
+    data, sgd = Toy(), partial(torch.optim.SGD, lr=1.0)
+    settings = dict(objective=Objective(AmbientScoreMatching(), Consistency(start=0, ramp=0)), optimizer=sgd)
+    module = make_module(**settings)
+    start = [p.clone() for p in module.denoiser.parameters()]
+    several = dict(devices=devices, strategy="ddp_fork") if devices > 1 else {}
+    trainer = make_trainer(tmp_path, max_steps=1, accumulate_grad_batches=2, **several)
+    trainer.fit(module, data)
+    moved = moved_by(start, module)
+
+    def expected(micro_batches: tuple[int, int]) -> list[Tensor]:
+        by_hand = make_module(**settings)
+        by_hand.denoiser.set_sigma_data(data.sigma_data)
+        for rank in range(devices):
+            part = slice(rank * ITEMS // devices, (rank + 1) * ITEMS // devices)
+            batches = iter(Batches(data.x_n[part], data.levels[part]))
+            for micro_batch in micro_batches:
+                batch, source = next(batches), step_generator(0, rank=rank, step=0, micro_batch=micro_batch)
+                losses = by_hand.objective(by_hand.denoiser, batch.x_n, batch.sigma_n, generator=source)
+                (losses.total / 2 / devices).backward()
+        sgd(by_hand.denoiser.parameters()).step()
+        return moved_by(start, by_hand)
+
+    for micro_batches, same in [((0, 1), True), ((0, 0), False)]:
+        pairs = zip(moved, expected(micro_batches), strict=True)
+        assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in pairs) == same
+
+
+class Progress(Callback):
+    """What share of the training each batch is told is done."""
+
+    def on_train_batch_start(self, trainer: Trainer, module: TweedieModule, *_: Any) -> None:
+        self.seen = [*getattr(self, "seen", []), module.progress]
+
+
+def test_accumulated_batches_count_as_one_step(tmp_path):
+    """For the averages, the learning rate and the terms that wait; draws are renewed for every so many batches."""
+    epochs, accumulate = 2, 3
+    steps = epochs * ITEMS // BATCH // accumulate
+    progress, replay = Progress(), PosteriorReplay(start=0, ramp=0, capacity=BATCH, refresh=0.5, sampler=Ancestral(2))
+    module = make_module(objective=Objective(replay=replay), lr_scheduler=partial(WarmupCosine, warmup=1))
+    settings = dict(max_epochs=epochs, max_steps=-1, accumulate_grad_batches=accumulate, callbacks=[progress])
+    trainer = make_trainer(tmp_path, **settings)
     trainer.fit(module, Toy())
-    assert trainer.global_step == module.ema.steps == 2 * ITEMS // BATCH // 3
+    assert trainer.global_step == module.ema.steps == steps
+    scheduler = trainer.lr_scheduler_configs[0].scheduler
+    assert scheduler.total_steps == scheduler.last_epoch == steps
+    assert progress.seen == [step / steps for step in range(steps) for _ in range(accumulate)]
+    # The first batch fills the buffer; of all that follow every other one renews it.
+    assert replay.buffer.written == BATCH * epochs * ITEMS // BATCH // 2
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
@@ -365,3 +428,16 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
     trainer.save_checkpoint(path)
     with pytest.raises(UserError, match="its width is 16, here it is 32"):
         make_trainer(tmp_path).fit(make_module(denoiser=Denoiser(MLP(2, width=32))), Toy(), ckpt_path=path)
+
+
+def test_a_run_may_go_on_with_less_memory(tmp_path):
+    """Gradient checkpointing is nothing of the network's: a resumed run may switch it on, and ends the same."""
+
+    def module(checkpointing: bool, path: Path | None = None) -> TweedieModule:
+        network = DiT(1, width=16, depth=1, heads=2, dropout=0.2, gradient_checkpointing=checkpointing)
+        made = make_module(denoiser=Denoiser(network), objective=Objective())
+        callbacks = [] if path else [SaveAt(2, tmp_path / "middle.ckpt")]
+        make_trainer(tmp_path, max_steps=4, callbacks=callbacks).fit(made, Toy(shape=(1, 4, 4)), ckpt_path=path)
+        return made
+
+    assert_equal(module(False).state_dict(), module(True, tmp_path / "middle.ckpt").state_dict())

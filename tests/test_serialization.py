@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_tweedie.denoiser import Denoiser
 from lightning_tweedie.errors import UserError
-from lightning_tweedie.networks import MLP, UNet
+from lightning_tweedie.networks import MLP, DiT, UNet
 from lightning_tweedie.serialization import from_config, to_config
 
 
@@ -29,9 +29,10 @@ class Strange(nn.Module):
     "backbone, shape",
     [
         (UNet(2, width=8, multipliers=(1, 3), blocks=1, attention=(0,), patch=2, dropout=0.1), (3, 2, 8, 8)),
+        (DiT(2, width=8, depth=2, heads=2, dropout=0.1, gradient_checkpointing=True), (3, 2, 8, 8)),
         (MLP(4, depth=2), (3, 4)),
     ],
-    ids=["UNet", "MLP"],
+    ids=["UNet", "DiT", "MLP"],
 )
 def test_there_and_back_through_json(backbone, shape, sigma_data):
     original = Denoiser(awake(backbone), sigma_data).eval()

@@ -15,16 +15,17 @@ from lightning_tweedie.errors import UserError
 
 __all__ = ["InterruptCheckpoint"]
 
-# Asking the other processes is a wait for the device; they are asked at every so many batches.
+# Asking the other processes is a wait for the device; they are asked after about so many batches, at the end of a step.
 _AGREE_EVERY = 10
 
 
 class InterruptCheckpoint(Callback):
     """Saves a run that is stopped from outside or by an error.
 
-    * SIGTERM (from a cluster that wants its machine back, or ``kill``): the batch is finished, all processes agree
-      to stop after the same one, ``interrupted.ckpt`` is written and the process exits with status 143. The run
-      continues from that file as if nothing had happened. During validation the signal waits for its end.
+    * SIGTERM (from a cluster that wants its machine back, or ``kill``): the optimiser step is finished, with all the
+      batches that it accumulates; all processes agree to stop after the same one, ``interrupted.ckpt`` is written and
+      the process exits with status 143. The run continues from that file as if nothing had happened. During validation
+      the signal waits for its end.
     * Ctrl-C or an error: ``exception.ckpt`` is written, with the state in which the run was caught, maybe in the
       middle of a step. With several processes it is left out: only one may have failed, and saving waits for all.
 
@@ -42,6 +43,7 @@ class InterruptCheckpoint(Callback):
         self._folder: Path | None = None
         self._signalled = False
         self._agreed = False
+        self._step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes the signal over from Lightning, which gives it back when the training ends, before ``on_fit_end``."""
@@ -50,6 +52,7 @@ class InterruptCheckpoint(Callback):
         self._folder = Path(self.dirpath or others or Path(log_dir) / "checkpoints")
         # A signal that came at the end of the sanity check is still with Lightning.
         self._signalled, self._agreed = trainer.received_sigterm, False
+        self._step = trainer.global_step
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._on_signal)
 
@@ -59,12 +62,16 @@ class InterruptCheckpoint(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stops all processes after the same batch.
+        """Stops all processes after the same step.
 
         Raises:
             SIGTERMException: With the exit status, if any process was told to stop.
         """
-        if trainer.world_size == 1 or batch_idx % _AGREE_EVERY == 0:
+        if trainer.global_step == self._step:  # gradients that are still being accumulated would be lost
+            return
+        self._step = trainer.global_step
+        every = -(-_AGREE_EVERY // trainer.accumulate_grad_batches)
+        if trainer.world_size == 1 or self._step % every == 0:
             self._stop_if_told(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
