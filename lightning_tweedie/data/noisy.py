@@ -188,17 +188,20 @@ class NoisyDataset(Dataset[NoisyBatch]):
             UserError: Something is wrong; the message names the first bad item and counts the others.
         """
         self._shape_before()
-        return max(self._each(range(rank, len(self), ranks), lambda rows, x_n, sigma_n: float(sigma_n.max())))
+        # White noise goes with any item, so there is no need to make it.
+        read = self._read if self.correlation is None else self._make
+        return max(self._each(range(rank, len(self), ranks), lambda rows, index: float(read(index)[1].max())))
 
     def keep(self) -> float:
         """As :meth:`scan`, and keeps the noisy items in memory: from then on reading is a copy."""
         if self._any_size:
             return self._keep_any_size()
         x_n = torch.empty(len(self), *self._shape_before())
-        first = self._make([int(self.places[0])])[1]
+        first = self._read([int(self.places[0])])[1]
         sigma_n = torch.empty(len(self), *first.shape[1:])
 
-        def store(rows: range, x: Tensor, sigma: Tensor) -> float:
+        def store(rows: range, index: list[int]) -> float:
+            x, sigma, _ = self._make(index)
             x_n[rows.start : rows.stop] = x
             sigma_n[rows.start : rows.stop] = sigma
             return float(sigma.max())
@@ -210,7 +213,8 @@ class NoisyDataset(Dataset[NoisyBatch]):
     def _keep_any_size(self) -> float:
         x_n, sigma_n = ([torch.empty(0)] * len(self) for _ in range(2))
 
-        def store(rows: range, x: Tensor, sigma: Tensor) -> float:
+        def store(rows: range, index: list[int]) -> float:
+            x, sigma, _ = self._make(index)
             x_n[rows[0]], sigma_n[rows[0]] = x[0], sigma[0]
             return float(sigma.max())
 
@@ -219,16 +223,15 @@ class NoisyDataset(Dataset[NoisyBatch]):
         self._kept = x_n, sigma_n
         return largest
 
-    def _each(self, rows: range, use: Callable[[range, Tensor, Tensor], float]) -> list[float]:
-        """Makes all items in chunks, with threads where that helps, and gathers what is wrong."""
+    def _each(self, rows: range, use: Callable[[range, list[int]], float]) -> list[float]:
+        """Reads all items in chunks, with threads where that helps, and gathers what is wrong."""
 
         def work(chunk: range) -> tuple[float, list[UserError]]:
             places = self.places[chunk.start : chunk.stop : chunk.step].tolist()
             try:
-                x_n, sigma_n, _ = self._make(places)
+                return use(chunk, places), []
             except UserError as error:
                 return 0.0, self._errors(places) or [error]
-            return use(chunk, x_n, sigma_n), []
 
         size = 1 if self._any_size else self.chunk
         chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
@@ -251,16 +254,14 @@ class NoisyDataset(Dataset[NoisyBatch]):
 
     def _make(self, index: list[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Noisy items, their levels, and the items before the noise."""
-        items, levels = self._read(index)
-        sigma_n = self.sigma_n[index] if isinstance(self.sigma_n, Tensor) else levels
-        assert sigma_n is not None
+        items, sigma_n = self._read(index)
         if not self.inject:
             return items, sigma_n, items
         return inject_noise(items, sigma_n, index, self.seed, self.stream, self.correlation), sigma_n, items
 
-    def _read(self, index: list[int]) -> tuple[Tensor, Tensor | None]:
-        """Items as they are before the noise, and their levels where they bring them."""
-        levels: list[Tensor] | Tensor | None = None
+    def _read(self, index: list[int]) -> tuple[Tensor, Tensor]:
+        """Items as they are before the noise, and their levels."""
+        levels: list[Tensor] | Tensor = []
         # Where noise is in the data, all that comes before it only moves pixels, and those of maps too.
         move = None if self.inject else self.transform
         several = self.base.take(index) if isinstance(self.base, ScaledImages) and self.sigma_n is not None else None
@@ -286,11 +287,12 @@ class NoisyDataset(Dataset[NoisyBatch]):
         self._check(index, stacked)
         if isinstance(self.sigma_n, LevelMaps):
             levels = [self.sigma_n.read(i, stacked.shape[1:], move) for i in index]
-        if levels is not None:
-            if not isinstance(levels, Tensor):
-                self._check_level_shapes(index, levels, stacked)
-                levels = torch.stack(levels)
-            self._check_levels(index, levels, stacked)
+        if isinstance(self.sigma_n, Tensor):
+            return stacked, self.sigma_n[index]  # these were checked when they were read
+        if not isinstance(levels, Tensor):
+            self._check_level_shapes(index, levels, stacked)
+            levels = torch.stack(levels)
+        self._check_levels(index, levels, stacked)
         return stacked, levels
 
     def _name(self, index: int) -> str:
