@@ -43,7 +43,7 @@ from lightning_tweedie.noise.autocovariance import read_correlation
 from lightning_tweedie.noise.estimation import estimate_of_set
 from lightning_tweedie.noise.level_maps import LevelMaps
 from lightning_tweedie.noise.sigma import AUTO, item_sigmas, parse_sigma
-from lightning_tweedie.randomness import item_generator
+from lightning_tweedie.randomness import item_generator, item_generators
 
 __all__ = [
     "CIFAR10",
@@ -353,7 +353,6 @@ class NoisyDataModule(LightningDataModule):
             order = item_generator(self.seed, "holdout", 0).permutation(len(base))
             # In this order: the first items shown of a set that is sorted by class are then of all classes.
             kept_out = order[: self.holdout].tolist()
-        out = set(kept_out)
         make = partial(
             NoisyDataset,
             correlation=self._correlation,
@@ -363,7 +362,7 @@ class NoisyDataModule(LightningDataModule):
         )
         evaluation = partial(make, with_clean=True, augmentation=self.augmentation.for_evaluation())
         clean_fraction = self.clean_fraction
-        places = [i for i in range(len(base)) if i not in out]
+        places = np.setdiff1d(np.arange(len(base)), kept_out, assume_unique=True)
         if self.sigma == AUTO:
             self.sigma = self._unit * self._estimate(
                 make(base, torch.zeros(len(base)), places=places, augmentation=self.augmentation.for_evaluation())
@@ -420,8 +419,8 @@ class NoisyDataModule(LightningDataModule):
                 f"data.sigma = {self.sigma!r} is a table of the training set's levels, but {name}_set() gives other "
                 "items: give pairs (x_n, sigma_n) and leave data.sigma out"
             )
-        picks = [int(item_generator(self.seed, f"{name}/sigma", i).integers(len(table))) for i in range(len(base))]
-        return table[picks]
+        draws = item_generators(self.seed, f"{name}/sigma", range(len(base)))
+        return table[[int(draw.integers(len(table))) for draw in draws]]
 
     def _training_set(self) -> NoisyDataset:
         if self._train is None:

@@ -17,13 +17,22 @@ device, no two keys share a stream); steps use a ``torch.Generator`` on the trai
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["SampleNoise", "item_generator", "item_noise", "name_number", "step_generator"]
+__all__ = [
+    "SampleNoise",
+    "item_generator",
+    "item_generators",
+    "item_noise",
+    "items_noise",
+    "name_number",
+    "step_generator",
+]
 
 
 def name_number(name: str) -> int:
@@ -47,13 +56,41 @@ def item_generator(seed: int, stream: str, index: int) -> np.random.Generator:
         >>> a == b
         True
     """
+    return next(item_generators(seed, stream, [index]))
+
+
+def item_generators(seed: int, stream: str, indices: Iterable[int]) -> Iterator[np.random.Generator]:
+    """The generator of each of several items, quicker than :func:`item_generator` for one after the other.
+
+    It is one and the same object, set to the next item: draw from it before asking for the next.
+
+    Args:
+        seed: The user's seed.
+        stream: What the numbers are for.
+        indices: The items' places in their data set, ``>= 0``.
+    """
     key = np.frombuffer(hashlib.blake2b(f"{seed}/{stream}".encode(), digest_size=16).digest(), np.uint64)
-    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, index]))
+    philox = np.random.Philox(key=key)
+    generator, counter = np.random.Generator(philox), [0, 0, 0, 0]
+    # Making a Philox takes a third as long as an image's noise, because it asks the system for entropy first.
+    start: Any = {**philox.state, "state": {"key": key.tolist(), "counter": counter}}
+    for index in indices:
+        counter[3] = int(index)
+        philox.state = start
+        yield generator
 
 
 def item_noise(seed: int, stream: str, index: int, shape: Sequence[int]) -> Tensor:
     """Standard normal noise of one item, float32 on the CPU, of the given ``shape``."""
-    return torch.from_numpy(item_generator(seed, stream, index).standard_normal(tuple(shape), dtype=np.float32))
+    return items_noise(seed, stream, [index], shape)[0]
+
+
+def items_noise(seed: int, stream: str, indices: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """That of several items, ``(B, *shape)``: row ``i`` is ``item_noise(seed, stream, indices[i], shape)``."""
+    noise = np.empty((len(indices), *shape), np.float32)
+    for row, generator in enumerate(item_generators(seed, stream, indices)):
+        generator.standard_normal(dtype=np.float32, out=noise[row, ...])
+    return torch.from_numpy(noise)
 
 
 def step_generator(

@@ -57,14 +57,14 @@ def test_stacks_and_channels(name: str, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
         archive.write(path, name)
     for images in (ImageFolder(tmp_path / name), ImageArchive(tmp_path / "all.zip")):
-        assert images.names == [f"{name}[{i}]" for i in range(5)]
+        assert list(images.names) == [f"{name}[{i}]" for i in range(5)]
         np.testing.assert_array_equal(raw(images), STACK[:, None])
         assert images.dtype == np.uint16
         np.testing.assert_allclose(images[3], STACK[3][None] / 32767.5 - 1, atol=1e-6)
     path.unlink()
     WRITERS[name](path, BANDS)
     images = open_files(path, channels=5)
-    assert images.names == [name]
+    assert list(images.names) == [name]
     np.testing.assert_array_equal(raw(images), BANDS[None])
     # Floats are as they are, noise and all.
     assert torch.equal(images[0], torch.from_numpy(BANDS))

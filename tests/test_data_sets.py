@@ -58,7 +58,7 @@ def test_folder_reads_all_images_in_order(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / "._1.png").write_bytes(b"left by another system")
     data = ImageFolder(tmp_path)
-    assert data.names == ["1.PNG", "b/2.png"]
+    assert list(data.names) == ["1.PNG", "b/2.png"]
     assert close(data[0], expected(1))
     assert close(data[1], expected(2))
     grey = ImageFolder(tmp_path, channels=1)[0]
@@ -82,7 +82,7 @@ def test_archive(tmp_path: Path, kind: str) -> None:
                 member.size = len(png(seed))
                 tar.addfile(member, io.BytesIO(png(seed)))
     data = ImageArchive(path, "train")
-    assert data.names == ["train/ant/0.png", "train/cat/1.png"]
+    assert list(data.names) == ["train/ant/0.png", "train/cat/1.png"]
     assert close(data[0], expected(0))
     assert close(data[1], expected(1))
     assert len(ImageArchive(path)) == 4

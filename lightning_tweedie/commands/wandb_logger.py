@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 from urllib.parse import urlparse
 
-import wandb
 from lightning.pytorch.loggers import WandbLogger
 
 __all__ = ["log_model", "wandb_logger"]
@@ -35,6 +34,8 @@ def log_model(logger: WandbLogger, checkpoint: Path) -> None:
         logger: The run's logger.
         checkpoint: The checkpoint.
     """
+    import wandb  # half a second, for most runs in vain
+
     run = logger.experiment
     if not run.offline and checkpoint.exists():
         artifact = wandb.Artifact(f"model-{run.id}", type="model")

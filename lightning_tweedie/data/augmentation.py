@@ -9,9 +9,11 @@ correlate the noise, and whatever came before the noise would be a leak.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_tweedie.correlation import Correlation
@@ -135,24 +137,36 @@ class Augmentation:
         """
         if not self.steps:
             return list(tensors)
-        highest = max(indices)
-        draws = [self._draws(epoch, highest)[index] for index, epoch in zip(indices, epochs, strict=True)]
-        u = np.stack(draws)  # (B, steps, 2)
-        moved = list(tensors)
+        items, times = np.asarray(indices), np.asarray(epochs)
+        u = np.empty((len(items), len(self.steps), 2))
+        for epoch in set(epochs):
+            its = times == epoch
+            u[its] = self._draws(epoch, int(items.max()))[items[its]]
+        moved = [x.numpy() for x in tensors]
         for k, (name, size) in enumerate(self.steps):
             moved = [_move(x, name, size, u[:, k]) for x in moved]
-        return moved
+        return [torch.from_numpy(x) for x in moved]
 
 
-def _move(x: Tensor, name: str, size: int, u: np.ndarray) -> Tensor:
+def _move(x: NDArray[Any], name: str, size: int, u: NDArray[np.float64]) -> NDArray[Any]:
+    """One step, for a whole batch ``(B, ..., H, W)``; NumPy copies parts of arrays faster than torch."""
     if name in ("hflip", "vflip"):
-        mask = torch.from_numpy(u[:, 0] < 0.5).reshape(-1, *[1] * (x.ndim - 1))
-        return torch.where(mask, x.flip(-1 if name == "hflip" else -2), x)
+        moved, those = x.copy(), u[:, 0] < 0.5
+        moved[those] = np.flip(x[those], -1 if name == "hflip" else -2)
+        return moved
     if name == "rot90":
-        turns = (u[:, 0] * 4).astype(int)
-        return torch.stack([item.rot90(int(k), (-2, -1)) for item, k in zip(x, turns, strict=True)])
+        moved, turns = x.copy(), (u[:, 0] * 4).astype(int)
+        for k in (1, 2, 3):
+            moved[turns == k] = np.rot90(x[turns == k], k, (-2, -1))
+        return moved
     if name == "shift":
-        by = np.floor(u * (2 * size + 1)).astype(int) - size
-        return torch.stack([item.roll((int(i), int(j)), (-2, -1)) for item, (i, j) in zip(x, by, strict=True)])
-    places = np.floor(u * (np.array(x.shape[-2:]) - size + 1)).astype(int)
-    return torch.stack([item[..., i : i + size, j : j + size] for item, (i, j) in zip(x, places, strict=True)])
+        # A part of the image that goes on on the other side of each edge.
+        by, shape = np.floor(u * (2 * size + 1)).astype(int) - size, x.shape[-2:]
+        return _parts(np.pad(x, [(0, 0)] * (x.ndim - 2) + [(size, size)] * 2, mode="wrap"), size - by, shape)
+    return _parts(x, np.floor(u * (np.array(x.shape[-2:]) - size + 1)).astype(int), (size, size))
+
+
+def _parts(x: NDArray[Any], corners: NDArray[np.int_], shape: tuple[int, ...]) -> NDArray[Any]:
+    """Of each image the part of a shape whose first pixel is at a corner, ``(B, 2)``."""
+    parts = np.lib.stride_tricks.sliding_window_view(x, shape, axis=(-2, -1))
+    return parts[np.arange(len(x)), ..., corners[:, 0], corners[:, 1], :, :]

@@ -13,6 +13,7 @@ from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from lightning_tweedie.data.formats.layout import Layout, find_layout
@@ -29,8 +30,8 @@ class ImageFiles(ScaledImages):
 
     Attributes:
         files: Name of each file.
-        names: Name of each image: its file, and its number there if there are several, ``stack.tif[3]``.
         items: For each image the number of its file, and its number there.
+        names: Name of each image: its file, and its number there if there are several, ``stack.tif[3]``.
 
     Args:
         files: Names of the files.
@@ -46,12 +47,9 @@ class ImageFiles(ScaledImages):
         super().__init__(channels, convert)
         self.files = list(files)
         self.key = key
-        self.items: list[tuple[int, int]] = []
-        self.names: list[str] = []
-        for number, name in enumerate(self.files):
-            count = self._count(number)
-            self.items += [(number, index) for index in range(count)]
-            self.names += [name] if count == 1 else [f"{name}[{index}]" for index in range(count)]
+        counts = [self._count(number) for number in range(len(self.files))]
+        self.items = _Places(counts)
+        self.names: Sequence[str] = _Names(self.files, self.items)
 
     @abstractmethod
     def _source(self, number: int) -> Path | bytes:
@@ -99,8 +97,29 @@ class ImageFiles(ScaledImages):
     def describe(self, index: int) -> str:
         """The file's path, with the image's number where there are several."""
         number, inside = self.items[index]
-        single = self.names[index] == self.files[number]
+        single = self.items.counts[number] == 1
         return f"the image {self.place(number)}" + ("" if single else f"[{inside}]")
+
+    def find_several(self, indices: Sequence[int]) -> NDArray[Any] | None:
+        """See :class:`ScaledImages`: those of files that hold several, all of one shape and type."""
+        numbers, inside = self.items.find(np.asarray(indices))
+        if (self.items.counts[numbers] == 1).any():
+            return None
+        images: NDArray[Any] | None = None
+        for number in np.unique(numbers):
+            here = numbers == number
+            stored, layout = self.open(number)
+            try:
+                part = layout.take_several(stored.array, inside[here])
+            except Exception:
+                return None  # Which of them cannot be read comes out one by one.
+            if len(part) == len(indices):
+                return part
+            images = np.empty((len(indices), *part.shape[1:]), part.dtype) if images is None else images
+            if (part.shape[1:], part.dtype) != (images.shape[1:], images.dtype):
+                return None
+            images[here] = part
+        return images
 
     def find(self, index: int) -> NDArray[Any]:
         """See :class:`ScaledImages`."""
@@ -116,6 +135,50 @@ class ImageFiles(ScaledImages):
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"{self.describe(index)} cannot be read ({reason}): mend or remove the file") from None
+
+
+class _Places(Sequence[tuple[int, int]]):
+    """Where each image is: its file, and its number there. Millions of them take no more room than their files do.
+
+    Args:
+        counts: Images of each file.
+    """
+
+    def __init__(self, counts: Sequence[int]) -> None:
+        self.counts = np.array(counts)
+        self._ends = self.counts.cumsum()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> tuple[int, int]:  # type: ignore[override]
+        number, inside = self.find(np.array(range(len(self))[index]))
+        return int(number), int(inside)
+
+    def find(self, indices: NDArray[np.int_]) -> tuple[NDArray[np.int_], NDArray[np.int_]]:
+        """The same of several images."""
+        numbers = self._ends.searchsorted(indices, "right")
+        return numbers, indices - self._ends[numbers] + self.counts[numbers]
+
+
+class _Names(Sequence[str]):
+    """What each image is called, made when it is asked for.
+
+    Args:
+        files: Names of the files.
+        places: Where each image is.
+    """
+
+    def __init__(self, files: Sequence[str], places: _Places) -> None:
+        self.files = files
+        self.places = places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]
+        number, inside = self.places[index]
+        return self.files[number] if self.places.counts[number] == 1 else f"{self.files[number]}[{inside}]"
 
 
 @lru_cache(maxsize=8)

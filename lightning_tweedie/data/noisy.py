@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -29,7 +31,8 @@ __all__ = ["ItemSet", "NoisyDataset", "collate"]
 _SLACK = 1e-3
 #: Ten standard deviations of the largest noise: what lies beyond is on another scale.
 _BEYOND = 1 + 10 * LARGEST_SIGMA
-_CHUNK = 256
+#: Items that are read at once where order and batches do not matter, and values in them.
+_CHUNK, _VALUES = 256, 1 << 24
 
 
 class ItemSet(Protocol):
@@ -90,7 +93,7 @@ class NoisyDataset(Dataset[NoisyBatch]):
         inject: bool = True,
         seed: int = 0,
         stream: str = "noise",
-        places: Sequence[int] | None = None,
+        places: Sequence[int] | NDArray[np.int_] | None = None,
         with_clean: bool = False,
         transform: Callable[[Tensor], Tensor] | None = None,
         augmentation: Augmentation | None = None,
@@ -119,6 +122,11 @@ class NoisyDataset(Dataset[NoisyBatch]):
         """Shape of one item, as it comes out."""
         return self.augmentation.check(self._shape_before())
 
+    @property
+    def chunk(self) -> int:
+        """How many items are best read at once; fewer where they are large."""
+        return min(_CHUNK, max(1, _VALUES // math.prod(self._shape_before())))
+
     def _shape_before(self) -> tuple[int, ...]:
         if self._item_shape is None:
             # Only now is there a shape to compare others with.
@@ -140,17 +148,21 @@ class NoisyDataset(Dataset[NoisyBatch]):
         draws = [key if isinstance(key, Draw) else Draw(int(key), 0) for key in keys]
         if self._any_size and len(draws) > 1:
             return collate([self[draw] for draw in draws])
-        rows = torch.tensor([draw.place for draw in draws])
+        places, epochs = zip(*draws, strict=True)
+        rows = torch.tensor(places)
         index = self.places[rows]
         x_0 = None
         if self._kept is not None:
-            x_n, sigma_n = (k[rows] if isinstance(k, Tensor) else k[int(rows[0])][None] for k in self._kept)
+            # index_select is five times as fast as indexing.
+            x_n, sigma_n = (
+                k.index_select(0, rows) if isinstance(k, Tensor) else k[places[0]][None] for k in self._kept
+            )
         else:
             x_n, sigma_n, x_0 = self._make(index.tolist())
         x_0 = x_0 if self.with_clean else None
         # A map of the level and the clean image move with the pixels; a level per item does not.
         parts = [part for part in (x_n, sigma_n, x_0) if part is not None and part.ndim > 1]
-        parts = self.augmentation(parts, index.tolist(), [draw.epoch for draw in draws])
+        parts = self.augmentation(parts, index.tolist(), epochs)
         x_n = parts.pop(0)
         sigma_n = parts.pop(0) if sigma_n.ndim > 1 else sigma_n
         return NoisyBatch(x_n, sigma_n, index, parts.pop(0) if x_0 is not None else None, self.correlation)
@@ -176,19 +188,22 @@ class NoisyDataset(Dataset[NoisyBatch]):
             UserError: Something is wrong; the message names the first bad item and counts the others.
         """
         self._shape_before()
-        return max(self._each(range(rank, len(self), ranks), lambda rows, x_n, sigma_n: float(sigma_n.max())))
+        # White noise goes with any item, so there is no need to make it.
+        read = self._read if self.correlation is None else self._make
+        return max(self._each(range(rank, len(self), ranks), lambda rows, index: float(read(index)[1].max())))
 
     def keep(self) -> float:
         """As :meth:`scan`, and keeps the noisy items in memory: from then on reading is a copy."""
         if self._any_size:
             return self._keep_any_size()
         x_n = torch.empty(len(self), *self._shape_before())
-        first = self._make([int(self.places[0])])[1]
+        first = self._read([int(self.places[0])])[1]
         sigma_n = torch.empty(len(self), *first.shape[1:])
 
-        def store(rows: list[int], x: Tensor, sigma: Tensor) -> float:
-            x_n[rows] = x
-            sigma_n[rows] = sigma
+        def store(rows: range, index: list[int]) -> float:
+            x, sigma, _ = self._make(index)
+            x_n[rows.start : rows.stop] = x
+            sigma_n[rows.start : rows.stop] = sigma
             return float(sigma.max())
 
         largest = max(self._each(range(len(self)), store))
@@ -198,7 +213,8 @@ class NoisyDataset(Dataset[NoisyBatch]):
     def _keep_any_size(self) -> float:
         x_n, sigma_n = ([torch.empty(0)] * len(self) for _ in range(2))
 
-        def store(rows: list[int], x: Tensor, sigma: Tensor) -> float:
+        def store(rows: range, index: list[int]) -> float:
+            x, sigma, _ = self._make(index)
             x_n[rows[0]], sigma_n[rows[0]] = x[0], sigma[0]
             return float(sigma.max())
 
@@ -207,19 +223,18 @@ class NoisyDataset(Dataset[NoisyBatch]):
         self._kept = x_n, sigma_n
         return largest
 
-    def _each(self, rows: Sequence[int], use: Callable[[list[int], Tensor, Tensor], float]) -> list[float]:
-        """Makes all items in chunks, with threads where that helps, and gathers what is wrong."""
+    def _each(self, rows: range, use: Callable[[range, list[int]], float]) -> list[float]:
+        """Reads all items in chunks, with threads where that helps, and gathers what is wrong."""
 
-        def work(chunk: list[int]) -> tuple[float, list[UserError]]:
-            places = self.places[chunk].tolist()
+        def work(chunk: range) -> tuple[float, list[UserError]]:
+            places = self.places[chunk.start : chunk.stop : chunk.step].tolist()
             try:
-                x_n, sigma_n, _ = self._make(places)
+                return use(chunk, places), []
             except UserError as error:
                 return 0.0, self._errors(places) or [error]
-            return use(chunk, x_n, sigma_n), []
 
-        size = 1 if self._any_size else _CHUNK
-        chunks = [list(rows[start : start + size]) for start in range(0, len(rows), size)]
+        size = 1 if self._any_size else self.chunk
+        chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             results = list(pool.map(work, chunks))
         errors = [error for _, some in results for error in some]
@@ -239,24 +254,25 @@ class NoisyDataset(Dataset[NoisyBatch]):
 
     def _make(self, index: list[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Noisy items, their levels, and the items before the noise."""
-        items, levels = self._read(index)
-        sigma_n = self.sigma_n[index] if isinstance(self.sigma_n, Tensor) else levels
-        assert sigma_n is not None
+        items, sigma_n = self._read(index)
         if not self.inject:
             return items, sigma_n, items
         return inject_noise(items, sigma_n, index, self.seed, self.stream, self.correlation), sigma_n, items
 
-    def _read(self, index: list[int]) -> tuple[Tensor, Tensor | None]:
-        """Items as they are before the noise, and their levels where they bring them."""
-        levels: list[Tensor] | Tensor | None = None
+    def _read(self, index: list[int]) -> tuple[Tensor, Tensor]:
+        """Items as they are before the noise, and their levels."""
+        levels: list[Tensor] | Tensor = []
         # Where noise is in the data, all that comes before it only moves pixels, and those of maps too.
         move = None if self.inject else self.transform
+        several = self.base.take(index) if isinstance(self.base, ScaledImages) and self.sigma_n is not None else None
         if isinstance(self.base, ArrayDataset):
             items: Sequence[Tensor] | Tensor = self.base.take(index)
             if self.sigma_n is None:
                 if self.base.sigma_n is None:
                     raise self._no_level(index[0])
                 levels = self.base.sigma_n[index]
+        elif several is not None:
+            items = several
         else:
             found = [self.base[i] for i in index]
             items = [self._as_tensor(i, item) for i, item in zip(index, found, strict=True)]
@@ -271,11 +287,12 @@ class NoisyDataset(Dataset[NoisyBatch]):
         self._check(index, stacked)
         if isinstance(self.sigma_n, LevelMaps):
             levels = [self.sigma_n.read(i, stacked.shape[1:], move) for i in index]
-        if levels is not None:
-            if not isinstance(levels, Tensor):
-                self._check_level_shapes(index, levels, stacked)
-                levels = torch.stack(levels)
-            self._check_levels(index, levels, stacked)
+        if isinstance(self.sigma_n, Tensor):
+            return stacked, self.sigma_n[index]  # these were checked when they were read
+        if not isinstance(levels, Tensor):
+            self._check_level_shapes(index, levels, stacked)
+            levels = torch.stack(levels)
+        self._check_levels(index, levels, stacked)
         return stacked, levels
 
     def _name(self, index: int) -> str:

@@ -64,11 +64,12 @@ class ResumableSampler(DistributedSampler[Draw]):
         self.batch_size = batch_size
         self.position = position
         self.looks = looks
-        self.batches = len(dataset) * looks // (batch_size * num_replicas)
+        self.items = len(dataset)
+        self.batches = self.items * looks // (batch_size * num_replicas)
         if not self.batches:
             ranks = f" x {num_replicas} processes" if num_replicas > 1 else ""
             raise UserError(
-                f"data.batch_size = {batch_size}{ranks} is more than the {len(dataset) * looks} training items: "
+                f"data.batch_size = {batch_size}{ranks} is more than the {self.items * looks} training items: "
                 "use smaller batches or more data, or of large images several parts (data.crops)"
             )
 
@@ -78,8 +79,7 @@ class ResumableSampler(DistributedSampler[Draw]):
 
     def order(self, epoch: int) -> np.ndarray:
         """The permutation of all items in one epoch, ``(N * looks,)``; a number's remainder by N is the item."""
-        count = len(self.dataset) * self.looks  # type: ignore[arg-type]
-        return item_generator(self.seed, "order", epoch).permutation(count)
+        return item_generator(self.seed, "order", epoch).permutation(self.items * self.looks)
 
     def __iter__(self) -> Iterator[Draw]:
         """As many batches as an epoch has, from the position on, across the end of the epoch if need be."""
@@ -89,6 +89,7 @@ class ResumableSampler(DistributedSampler[Draw]):
             epoch, batch = divmod(number, self.batches)
             if number == start or batch == 0:
                 order = self.order(epoch)
-            for turn in order[batch * size : (batch + 1) * size][self.rank :: self.num_replicas]:
-                look, place = divmod(int(turn), len(self.dataset))  # type: ignore[arg-type]
-                yield Draw(place, epoch * self.looks + look)
+            looks, places = np.divmod(
+                order[batch * size : (batch + 1) * size][self.rank :: self.num_replicas], self.items
+            )
+            yield from map(Draw, places.tolist(), (epoch * self.looks + looks).tolist())

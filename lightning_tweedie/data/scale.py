@@ -91,8 +91,9 @@ class DataScale:
 
     def scaled(self, values: NDArray[Any]) -> Tensor:
         """Data on the scale of [-1, 1], float32; computed in double precision, so that an offset costs nothing."""
-        middle = (self.low + self.high) / 2
-        scaled = (values.astype(np.float64) - middle) / self.unit
+        scaled = values.astype(np.float64)
+        scaled -= (self.low + self.high) / 2
+        scaled /= self.unit
         return torch.from_numpy(np.ascontiguousarray(scaled, dtype=np.float32))
 
     def restored(self, x: Tensor) -> NDArray[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,8 @@ _LUMA = np.array([0.299, 0.587, 0.114])
 class ScaledImages(Dataset[Tensor], ABC):
     """Images that are read as they are, and handed out on one scale for all of them.
 
-    A subclass writes :meth:`find`; it may have ``names``, one for each image.
+    A subclass writes :meth:`find`, and :meth:`find_several` where that is quicker; it may have ``names``, one for each
+    image.
 
     Args:
         channels: Channels of every image; None: as many as the first one has.
@@ -44,6 +46,10 @@ class ScaledImages(Dataset[Tensor], ABC):
     @abstractmethod
     def find(self, index: int) -> NDArray[Any]:
         """One image as it is stored, ``(C, H, W)``, of any real type."""
+
+    def find_several(self, indices: Sequence[int]) -> NDArray[Any] | None:
+        """Several images as they are stored, ``(B, C, H, W)``; None where they must be found one by one."""
+        return None
 
     @abstractmethod
     def describe(self, index: int) -> str:
@@ -131,3 +137,14 @@ class ScaledImages(Dataset[Tensor], ABC):
     def __getitem__(self, index: int) -> Tensor:
         """Image ``(C, H, W)``, float32, on the scale of [-1, 1]."""
         return self.scale.scaled(self.raw(index))
+
+    def take(self, indices: Sequence[int]) -> Tensor | None:
+        """Several images at once, ``(B, C, H, W)``; None where they must be read, or refused, one by one."""
+        found = self.find_several(indices)
+        if found is None:
+            return None
+        found = found.astype(found.dtype.newbyteorder("="), copy=False)
+        expected = (found.shape[1], found.dtype) == self._expected()
+        if not expected or (found.dtype.kind == "f" and not np.isfinite(found).all()):
+            return None
+        return self.scale.scaled(found)

@@ -15,7 +15,7 @@ __all__ = ["estimate_sigma_data"]
 
 #: Values read at most: the standard error is far below what the preconditioning would notice.
 _VALUES = 1 << 24
-_FEWEST, _CHUNK = 256, 256
+_FEWEST = 256
 
 
 def estimate_sigma_data(dataset: NoisyDataset, seed: int = 0) -> float:
@@ -41,8 +41,8 @@ def estimate_sigma_data(dataset: NoisyDataset, seed: int = 0) -> float:
     looks = math.ceil(_FEWEST / count) if dataset.augmentation.crops else 1
     draws = [Draw(row, look) for look in range(looks) for row in rows]
     mean = square = noise = torch.zeros((), dtype=torch.float64)
-    for start in range(0, len(draws), _CHUNK):
-        batch = dataset.__getitems__(draws[start : start + _CHUNK])
+    for start in range(0, len(draws), dataset.chunk):
+        batch = dataset.__getitems__(draws[start : start + dataset.chunk])
         x = batch.x_n.double()
         share = len(x) / len(draws)
         mean = mean + share * x.mean()

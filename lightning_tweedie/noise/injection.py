@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_tweedie.correlation import Correlation
-from lightning_tweedie.randomness import item_noise
+from lightning_tweedie.randomness import items_noise
 from lightning_tweedie.tweedie import expand
 
 __all__ = ["inject"]
@@ -39,8 +39,8 @@ def inject(
     Returns:
         Noisy items, ``(B, *shape)``, float32.
     """
-    shape = x_0.shape[1:]
-    z = [item_noise(seed, stream, int(i), shape) for i in indices]
+    z = items_noise(seed, stream, indices, x_0.shape[1:])
     if correlation is not None:
-        z = [correlation.colour(its[None])[0] for its in z]  # one by one: its last digits do not depend on the batch
-    return x_0 + expand(sigma_n, x_0) * torch.stack(z)
+        # One by one: its last digits do not depend on the batch.
+        z = torch.cat([correlation.colour(its[None]) for its in z])
+    return z.mul_(expand(sigma_n, x_0)).add_(x_0)

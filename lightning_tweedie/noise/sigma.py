@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_tweedie.errors import UserError
 from lightning_tweedie.noise.level_maps import LevelMaps
-from lightning_tweedie.randomness import item_generator
+from lightning_tweedie.randomness import item_generators
 
 __all__ = ["AUTO", "LARGEST_SIGMA", "Sigma", "item_sigmas", "parse_sigma"]
 
@@ -217,11 +217,11 @@ def item_sigmas(
         levels = parsed.clone()
     elif isinstance(parsed, tuple):
         low, high = parsed
-        u = torch.tensor([item_generator(seed, "sigma", i).random() for i in range(count)], dtype=torch.float64)
+        u = torch.tensor([draw.random() for draw in item_generators(seed, "sigma", range(count))], dtype=torch.float64)
         levels = (low * (high / low) ** u).float()
     else:
         levels = torch.full((count,), parsed)
     if clean_fraction:
-        chance = np.array([item_generator(seed, "clean", i).random() for i in range(count)])
+        chance = np.array([draw.random() for draw in item_generators(seed, "clean", range(count))])
         levels[torch.from_numpy(chance < clean_fraction)] = 0.0
     return levels

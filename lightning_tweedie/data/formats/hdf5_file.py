@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,11 @@ class Hdf5File(Format):
         found = arrays[key]
         details = {"key": key, "compression": found.compression, "attributes": dict(found.attrs)}
         axes = "YX" if found.ndim == 2 else "?" * found.ndim
+        offset = found.id.get_offset()
+        if offset is not None and isinstance(source, Path) and found.external is None:
+            # In one piece: reading it past the library is many times as fast, image by image.
+            map_it = partial(np.memmap, source, found.dtype, "r", offset, found.shape)
+            return Stored(found.shape, found.dtype, axes, map_it, details)
         return Stored(found.shape, found.dtype, axes, lambda: found, details)
 
     def write(self, array: NDArray[Any], like: Stored) -> bytes:

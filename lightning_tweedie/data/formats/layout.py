@@ -54,6 +54,16 @@ class Layout:
         inner = inner if "C" in inner else "C" + inner
         return part.transpose([inner.index(axis) for axis in "CYX"])
 
+    def take_several(self, array: Any, indices: Sequence[int]) -> NDArray[Any]:  # noqa: ANN401
+        """The images of these numbers, ``(B, C, H, W)``."""
+        if not isinstance(array, np.ndarray):
+            return np.stack([self.take(array, index) for index in indices])
+        outer = [i for i, axis in enumerate(self.axes) if axis == "N"]
+        inner = [self.axes.index(axis) for axis in "CYX" if axis in self.axes]
+        places = np.unravel_index(indices, [self.shape[i] for i in outer])
+        part = np.asarray(array).transpose(outer + inner)[places]
+        return part if "C" in self.axes else part[:, None]
+
     def join(self, images: Sequence[NDArray[Any]]) -> NDArray[Any]:
         """The array of all images ``(C, H, W)``, in order: what :meth:`take` took apart."""
         array = np.empty(self.shape, images[0].dtype)
