@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ class Denoiser(nn.Module):
     def __init__(self, backbone: nn.Module, sigma_data: float | None = None) -> None:
         super().__init__()
         self.backbone = backbone
+        self._has_sigma_data = False
         self.register_buffer("sigma_data", torch.tensor(math.nan))
         if sigma_data is not None:
             self.set_sigma_data(sigma_data)
@@ -39,7 +41,9 @@ class Denoiser(nn.Module):
     @property
     def has_sigma_data(self) -> bool:
         """Whether ``sigma_data`` is known yet."""
-        return not bool(self.sigma_data.isnan())
+        # A GPU is not asked, and waited for, in every step.
+        self._has_sigma_data = self._has_sigma_data or not bool(self.sigma_data.isnan())
+        return self._has_sigma_data
 
     def set_sigma_data(self, sigma_data: float) -> None:
         """Fills in the standard deviation of the clean data, ``> 0``."""
@@ -48,6 +52,25 @@ class Denoiser(nn.Module):
                 f"sigma_data = {sigma_data} must be a positive number: the standard deviation of clean data"
             )
         self.sigma_data.fill_(sigma_data)
+        self._has_sigma_data = True
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles the backbone, in place; arguments are those of :func:`torch.compile`.
+
+        The backbone alone, because it is nearly all of the work and because what surrounds it keeps its meaning: the
+        preconditioning stays in float32 outside of autocast, and the backbone is always called with two tensors, while
+        the level may come here as a number, each of which would be compiled anew. Names of weights stay as they are,
+        and copies are not compiled. The size of the batch is no constant of the compiled code. What decides on it is
+        the mode: training, the averages without gradient, and in Lightning's validation (``torch.inference_mode``) are
+        compiled once each; so is a batch of one item, and on a CPU those under 16, for which PyTorch convolves
+        differently.
+        """
+        self.backbone.compile(*args, **kwargs)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the backbone is compiled."""
+        return self.backbone._compiled_call_impl is not None
 
     def forward(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """The expected clean datum.
@@ -61,5 +84,9 @@ class Denoiser(nn.Module):
         """
         sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))
         c = edm_preconditioning(sigma, self.sigma_data.to(x.dtype))
-        raw = self.backbone(expand(c.c_in, x) * x, c.c_noise)
+        scaled = expand(c.c_in, x) * x
+        if self.is_compiled:
+            for argument in (scaled, c.c_noise):
+                torch._dynamo.maybe_mark_dynamic(argument, 0)
+        raw = self.backbone(scaled, c.c_noise)
         return expand(c.c_skip, x) * x + expand(c.c_out, x) * raw.to(x.dtype)

@@ -39,6 +39,7 @@ class DistillationModule(TweedieModule):
         optimizer: Makes the optimiser, of the generator and of the network that learns what samples look like.
         lr_scheduler: Makes the learning-rate schedule, stepped once per optimiser step; constant when absent.
         seed: Seed of the training noise.
+        compile: Compile the backbones of all networks with ``torch.compile``.
         allow: Packages whose network classes the teacher may use, besides this library: their code is run.
 
     Raises:
@@ -58,6 +59,7 @@ class DistillationModule(TweedieModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         seed: int = 0,
         allow: list[str] | None = None,
+        compile: bool = False,
     ) -> None:
         trained = load_denoiser(teacher, allow or [])
         super().__init__(
@@ -68,6 +70,7 @@ class DistillationModule(TweedieModule):
             optimizer,
             lr_scheduler,
             seed,
+            compile,
         )
         self.teacher = teacher
         self.teacher_sigma_n = trained.sigma_n

@@ -73,8 +73,7 @@ class EMA(nn.Module):
         for half_life, average in zip(self.half_lives, self.averages, strict=True):
             averaged: list[Tensor] = list(average.parameters())
             torch._foreach_lerp_(averaged, live, 1 - self.decay(half_life))
-            for old, new in zip(average.buffers(), denoiser.buffers(), strict=True):
-                old.copy_(new)
+            torch._foreach_copy_(list(average.buffers()), list(denoiser.buffers()))
 
     def get_extra_state(self) -> dict[str, Any]:
         """The step count, kept as a plain number so that no device has to be asked for it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any, cast
 
 import torch
@@ -47,6 +48,9 @@ class TweedieModule(LightningModule):
         lr_scheduler: Makes the learning-rate schedule, stepped once per optimiser step; constant when
             absent.
         seed: Seed of the training noise.
+        compile: Compile the backbones of the denoiser and of its averages with ``torch.compile``: a start that is
+            slower by about a minute, and then faster steps. Needs a C++ compiler; what is compiled, and how often, is
+            told at :meth:`Denoiser.compile`.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class TweedieModule(LightningModule):
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         seed: int = 0,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         # Under the command line this records the plain configuration. Built in Python, the arguments
@@ -72,11 +77,13 @@ class TweedieModule(LightningModule):
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.seed = seed
+        self._compile = compile
         self.metrics = nn.ModuleDict(
             {f"{stage}/{name}": MeanMetric() for stage in ("val", "test") for name in ("psnr_noisy", "psnr_one_step")}
         )
         self._given_sigma_data = float(denoiser.sigma_data) if denoiser.has_sigma_data else None
         self._data: dict[str, Any] = {}
+        self._unchecked: tuple[_Finite, Losses, NoisyBatch] | None = None
         self._optimizer_settings: list[dict[str, Any]] = []
 
     @property
@@ -98,8 +105,15 @@ class TweedieModule(LightningModule):
             )
         to_config(self.denoiser)  # what checkpoints cannot describe is refused now, not at the first checkpoint
         data = getattr(self.trainer, "datamodule", None)
-        if data is None or not hasattr(data, "sigma_data"):
-            return
+        if data is not None and hasattr(data, "sigma_data"):
+            self._learn_from(data)
+        if self._compile and not self.denoiser.is_compiled:
+            _check_compiler(self.trainer.strategy.root_device)
+            for denoiser in self.modules():
+                if isinstance(denoiser, Denoiser):
+                    denoiser.compile()
+
+    def _learn_from(self, data: Any) -> None:  # noqa: ANN401 - any data module that tells as much
         if not self.denoiser.has_sigma_data:
             for denoiser in (self.denoiser, *self.ema.averages):
                 denoiser.set_sigma_data(data.sigma_data)
@@ -111,7 +125,8 @@ class TweedieModule(LightningModule):
                 f"data.sigma = {data.sigma_n:.4g} is not below sigma_max = {self.sigma_max:.4g}, the largest training "
                 "level: data are expected in [-1, 1], so divide a sigma of 8-bit data by 127.5"
             )
-        self._probe(tuple(data.shape))
+        if not self.denoiser.is_compiled:  # nothing is compiled for one item alone
+            self._probe(tuple(data.shape))
 
     def _probe(self, shape: tuple[int, ...]) -> None:
         """Passes one item through the network, so that a network that does not fit fails here."""
@@ -163,6 +178,10 @@ class TweedieModule(LightningModule):
                 # The rate of a schedule is its own affair.
                 keep = {"lr"} if self.lr_scheduler else set()
                 group.update({k: v for k, v in settings.items() if k not in keep})
+                for parameter in group["params"] if settings.get("fused") else ():
+                    # Fused optimisers count their steps on the device, others beside it.
+                    if "step" in (state := optimizer.state.get(parameter, {})):
+                        state["step"] = state["step"].to(parameter.device)
         for config in self.trainer.lr_scheduler_configs:
             if isinstance(config.scheduler, WarmupCosine):
                 for group, lr in zip(config.scheduler.optimizer.param_groups, config.scheduler.get_lr(), strict=True):
@@ -179,7 +198,10 @@ class TweedieModule(LightningModule):
         )
         # Dropout draws from torch's global state: for the time of the step that is a function of the same key.
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(generator.initial_seed())
+            # torch.manual_seed also looks for every kind of device that there is not, which takes longer than the fork.
+            torch.default_generator.manual_seed(generator.initial_seed())
+            if self.device.type == "cuda":
+                torch.cuda.manual_seed(generator.initial_seed())
             losses: Losses = self.objective(
                 self.denoiser,
                 batch.x_n,
@@ -188,19 +210,42 @@ class TweedieModule(LightningModule):
                 teacher=self.ema.teacher,
                 progress=self.progress,
                 generator=generator,
+                least=batch.least,
             )
-        if not bool(torch.isfinite(losses.total)):
-            raise FloatingPointError(_diagnosis(losses, batch, self.trainer.global_step))
-        self._log_losses(losses, len(batch.x_n))
+        self._unchecked = _Finite(losses.total), losses, batch
+        # Between processes gradients are exchanged in the backward pass: a loss that is not finite must not get there.
+        if self.trainer.world_size > 1:
+            self.on_after_backward()
+        if self._logs_this_step:
+            self._log_losses(losses, len(batch.x_n))
         return losses.total
+
+    def on_after_backward(self) -> None:
+        """Stops at a loss that is not finite, before it spoils a weight.
+
+        The device is not waited for: it told the answer at the end of the forward pass, and works on the backward pass.
+
+        Raises:
+            FloatingPointError: With the term, the levels and the batch's statistics.
+        """
+        unchecked, self._unchecked = self._unchecked, None
+        if unchecked is not None and not unchecked[0]:
+            raise FloatingPointError(_diagnosis(*unchecked[1:], self.trainer.global_step))
+
+    @property
+    def _logs_this_step(self) -> bool:
+        # Lightning takes a millisecond for each `self.log`, and forgets what it does not write.
+        step, every = self.trainer.global_step, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return every > 0 and (step == 0 or (step + 1) % every == 0)
 
     def _log_losses(self, losses: Losses, batch_size: int) -> None:
         self.log("train/loss", losses.total.detach(), prog_bar=True, batch_size=batch_size)
         for name, value in losses.terms.items():
             self.log(f"train/{name}", value, batch_size=batch_size)
-        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if self.trainer.global_step or self.trainer.log_every_n_steps == 1:  # type: ignore[attr-defined]
             for name, (level, loss) in losses.per_item.items():
-                bands = {f"train/{name}/{band}": float(value) for band, value in by_band(level, loss).items()}
+                on_cpu = by_band(level.cpu(), loss.cpu())  # where one can be read after the other without waiting
+                bands = {f"train/{name}/{band}": float(value) for band, value in on_cpu.items()}
                 # Straight to the loggers: self.log would repeat the last value of a band that is empty this time.
                 for logger in self.loggers:
                     logger.log_metrics(bands, step=self.trainer.global_step)
@@ -294,6 +339,34 @@ class TweedieModule(LightningModule):
             state.setdefault(key, value)
 
 
+class _Finite:
+    """Whether a loss is finite, written by its device when it gets there."""
+
+    def __init__(self, loss: Tensor) -> None:
+        self._answer = loss.detach().isfinite().to("cpu", non_blocking=True)
+        self._there = torch.cuda.Event() if loss.is_cuda else None
+        if self._there is not None:
+            self._there.record()
+
+    def __bool__(self) -> bool:
+        if self._there is not None:
+            self._there.synchronize()
+        return bool(self._answer)
+
+
+def _check_compiler(device: torch.device) -> None:
+    """Compiles next to nothing, so that a machine that cannot says so before the training."""
+    unheard = time.time()  # a number that was not in the code before: what has been compiled once is kept on disk
+    try:
+        torch.compile(lambda x: x + unheard)(torch.zeros(2, device=device))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"model.compile = true, but PyTorch cannot compile here ({type(error).__name__}: {reason}): install a C++ "
+            "compiler such as g++, with the headers of Python, or leave it out"
+        ) from error
+
+
 def _settings(denoiser: dict[str, Any]) -> dict[str, Any]:
     """Settings of a denoiser and its backbone, flat."""
     backbone, sigma_data = denoiser["init_args"]["backbone"], denoiser["init_args"]["sigma_data"]
@@ -323,6 +396,8 @@ def _diagnosis(losses: Losses, batch: NoisyBatch, step: int) -> str:
         bad = ~torch.isfinite(loss)
         if bad.any():
             worst = level[bad]
+            if level.isnan().any():
+                parts.append(f"{name} has no level to train {int(level.isnan().sum())} items at, below sigma_max")
             parts.append(
                 f"{name} is {losses.terms[name].item():g} for {int(bad.sum())} of {len(bad)} items at sigma "
                 f"{worst.min().item():.4g} to {worst.max().item():.4g}"

@@ -43,7 +43,9 @@ def expand(value: Tensor | float, like: Tensor) -> Tensor:
         >>> expand(torch.tensor([1.0, 2.0]), torch.zeros(2, 3, 4, 4)).shape
         torch.Size([2, 1, 1, 1])
     """
-    value = torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    if not isinstance(value, Tensor):
+        return torch.full((), value, dtype=like.dtype, device=like.device)  # made there: a copy would be waited for
+    value = value.to(like)
     if value.ndim == 0 or value.ndim == like.ndim:
         return value
     if value.ndim == 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -10,9 +11,13 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 
 __all__ = ["TrainingProgressBar"]
 
+_PAUSE = 0.2  # seconds
+
 
 class TrainingProgressBar(TQDMProgressBar):
     """One bar over all optimiser steps, with the time that is left, instead of one for every epoch."""
+
+    _moved = 0.0
 
     def on_train_start(self, *args: Any) -> None:
         """Opens the bar at the step from which the run goes on."""
@@ -31,8 +36,12 @@ class TrainingProgressBar(TQDMProgressBar):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Moves the bar."""
-        bar = self.train_progress_bar
+        bar, now = self.train_progress_bar, time.monotonic()
+        # The loss is asked of the device, which is waited for: not more often than eyes can follow.
+        if now - self._moved < _PAUSE and trainer.global_step != bar.total:
+            return
         if trainer.global_step > bar.n and self._should_update(trainer.global_step, int(bar.total or -1)):
+            self._moved = now
             bar.n = trainer.global_step
             bar.set_postfix(self.get_metrics(trainer, pl_module))
 

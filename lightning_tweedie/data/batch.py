@@ -20,6 +20,8 @@ class NoisyBatch(NamedTuple):
         x_0: The clean items, ``(B, *shape)``, where they exist and only for evaluation; training
             batches always have ``None`` here.
         correlation: That of the noise, the same in all items; ``None`` if it is independent between pixels.
+        least: A number that no level is below, in main memory: with it a GPU need not be asked, and waited for, which
+            items are noisy. Zero is always right.
     """
 
     x_n: Tensor
@@ -27,3 +29,4 @@ class NoisyBatch(NamedTuple):
     index: Tensor  # type: ignore[assignment]  # hides the tuple's own method, which nobody calls
     x_0: Tensor | None = None
     correlation: Correlation | None = None
+    least: float = 0.0

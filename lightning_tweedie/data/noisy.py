@@ -53,10 +53,11 @@ def collate(items: NoisyBatch | Sequence[NoisyBatch]) -> NoisyBatch:
     A ``DataLoader`` hands the indices of a batch to :class:`NoisyDataset` at once and gets the whole batch.
     """
     if isinstance(items, NoisyBatch):
-        return items
-    x_n, sigma_n, index, x_0, correlation = zip(*items, strict=True)
+        return items._replace(least=float(items.sigma_n.min()))
+    x_n, sigma_n, index, x_0, correlation, _ = zip(*items, strict=True)
     clean = None if x_0[0] is None else torch.stack(x_0)
-    return NoisyBatch(torch.stack(x_n), torch.stack(sigma_n), torch.stack(index), clean, correlation[0])
+    batch = NoisyBatch(torch.stack(x_n), torch.stack(sigma_n), torch.stack(index), clean, correlation[0])
+    return collate(batch)
 
 
 class NoisyDataset(Dataset[NoisyBatch]):

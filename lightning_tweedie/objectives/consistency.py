@@ -78,11 +78,10 @@ class Consistency(Term):
 
     def query(self, step: Step) -> Query | None:
         """Pairs for the first items of the batch whose level leaves something below it to learn."""
-        noisy = (step.item_level > self.levels.sigma_min).nonzero()[:, 0]
-        noisy = noisy[: max(1, round(self.share * len(step.x_n)))]
-        if len(noisy) == 0:
-            return None
+        noisy = step.noisy(self.share, self.levels.sigma_min)
         x_n, sigma_n, level_n = step.x_n[noisy], step.sigma_n[noisy], step.item_level[noisy]
+        if len(x_n) == 0:
+            return None
         floor = torch.full_like(level_n, self.levels.sigma_min)
         sigma_s = self.levels.sample(floor, upper=level_n, generator=step.generator)
         sigma_t = sigma_s / self.jump

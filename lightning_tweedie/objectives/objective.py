@@ -86,6 +86,7 @@ class Objective(nn.Module):
         teacher: nn.Module | None = None,
         progress: float = 1.0,
         generator: torch.Generator | None = None,
+        least: float = 0.0,
     ) -> Losses:
         """Evaluates every term that is switched on.
 
@@ -98,6 +99,7 @@ class Objective(nn.Module):
             progress: Share of the training that is done, in [0, 1]; decides which terms are on.
             generator: Source of the step's random numbers, on the data's device; torch's global state
                 when absent.
+            least: A number that no item's level is below, if one is known without asking the data's device.
 
         Returns:
             The losses; call ``losses.total.backward()``.
@@ -112,7 +114,7 @@ class Objective(nn.Module):
         if correlation is not None:
             x_n, sigma_n = correlation.hartley(x_n), correlation.levels(sigma_n, x_n)
             asked, drawing = correlation.around(asked), correlation.around(drawing)
-        step = Step(x_n, sigma_n, drawing, denoiser.sigma_data, generator, progress)
+        step = Step(x_n, sigma_n, drawing, denoiser.sigma_data, generator, progress, least=least)
         queries: list[tuple[str, float, Query]] = []
         first, *others = self.terms
         for name in (*others, first):

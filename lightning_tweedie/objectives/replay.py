@@ -22,11 +22,16 @@ _LAST = 20  # draws end at a twentieth of the noise, where what is left of it is
 _REFERENCE = 1024  # draws that stand for each other
 
 
+def _processes() -> int:
+    initialised = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if initialised else 1
+
+
 def _gather(x: Tensor) -> Tensor:
     """The rows of every rank, in rank order; the input itself in a single process."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if _processes() == 1:
         return x
-    parts = [torch.empty_like(x) for _ in range(torch.distributed.get_world_size())]
+    parts = [torch.empty_like(x) for _ in range(_processes())]
     torch.distributed.all_gather(parts, x.contiguous())
     return torch.cat(parts)
 
@@ -128,9 +133,12 @@ class PosteriorReplay(Term):
             self.buffer.write(*self.upcoming.take())
         full = self.buffer.is_full
         if not full or self.steps % self.every == 0:
-            fresh, level = _gather(self.guess(step)), _gather(step.item_level)
+            fresh, level = self.guess(step), step.item_level
+            if _processes() > 1 or step.least <= self.floor:  # some items may be clean, here or elsewhere
+                fresh, level = _gather(fresh), _gather(level)
+                fresh, level = fresh[level > self.floor], level[level > self.floor]
             into = self.upcoming if self.round_steps and full else self.buffer
-            into.write(fresh[level > self.floor], level[level > self.floor])
+            into.write(fresh, level)
         self.steps += 1
 
     def query(self, step: Step) -> Query | None:

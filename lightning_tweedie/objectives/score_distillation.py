@@ -80,6 +80,7 @@ class ScoreDistillation(Objective):
         teacher: nn.Module | None = None,
         progress: float = 1.0,
         generator: torch.Generator | None = None,
+        least: float = 0.0,
     ) -> Losses:
         """Both losses, on as many samples as there are items.
 
@@ -91,6 +92,7 @@ class ScoreDistillation(Objective):
             teacher: Not used: the teacher is the one given at the start.
             progress: Not used: nothing waits.
             generator: Source of the step's random numbers, on the data's device; torch's global state when absent.
+            least: Not used: clean items are treated as noisy ones.
 
         Returns:
             The losses. ``fake`` is that of its score matching and ``distance`` the mean of

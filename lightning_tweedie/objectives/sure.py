@@ -53,11 +53,10 @@ class Sure(Term):
 
     def query(self, step: Step) -> Query | None:
         """Noisy items at their own level, and a little beside it."""
-        noisy = (step.item_level > 0).nonzero()[:, 0]
-        noisy = noisy[: max(1, round(self.share * len(step.x_n)))]
-        if len(noisy) == 0:
-            return None
+        noisy = step.noisy(self.share)
         level = step.item_level[noisy]
+        if len(level) == 0:
+            return None
         # Noise that differs between pixels is first made equal; otherwise this adds nothing.
         x_n = perturb(step.x_n[noisy], step.sigma_n[noisy], level, step.noise)
         h = (self.step * level).reshape(-1, *[1] * (x_n.ndim - 1))

@@ -33,6 +33,7 @@ class Step:
         progress: Share of the training that is done, in [0, 1].
         room: Number of items, the first ones, for which the first term of an objective may ask the denoiser; all when
             ``None``.
+        least: A number that no item's level is below. With it a GPU need not be asked which items are noisy.
     """
 
     x_n: Tensor
@@ -42,6 +43,7 @@ class Step:
     generator: torch.Generator | None = None
     progress: float = 1.0
     room: int | None = None
+    least: float = 0.0
 
     @property
     def noise(self) -> Noise:
@@ -52,6 +54,12 @@ class Step:
     def item_level(self) -> Tensor:
         """One level per item, ``(B,)``: the largest where the noise differs between pixels."""
         return self.sigma_n if self.sigma_n.ndim == 1 else self.sigma_n.flatten(1).amax(1)
+
+    def noisy(self, share: float, floor: float = 0.0) -> Tensor | slice:
+        """The first items with a level above ``floor``, up to a share of the batch, as an index."""
+        most = max(1, round(share * len(self.x_n)))
+        # The number of rows that a mask picks is known only when the device has got there.
+        return slice(most) if self.least > floor else (self.item_level > floor).nonzero()[:most, 0]
 
 
 @dataclass
