@@ -54,8 +54,8 @@ def denoise(
         input: Folder of noisy images, or one file of them: PNG, JPEG, TIFF, NPY, NPZ, HDF5, FITS; or a tar or zip
             archive.
         out: Folder for the results: a new one, or that of the same command.
-        sigma: Standard deviation of the noise: a number, or a table of the levels of all images, or a folder of maps,
-            as in training; the level of the training data when left out.
+        sigma: Standard deviation of the noise: a number, or a table of the levels of all images, a folder of maps, or
+            a function, as in training; the level of the training data when left out.
         sigma_units: The units of sigma: those of data in [-1, 1] (scaled), or those of the images (data).
         draws: Draws from the posterior per image.
         steps: Noise levels per draw.
