@@ -92,8 +92,9 @@ class NoisyDataModule(LightningDataModule):
             divided by 127.5): one number; or a range ``[lo, hi]`` from which each item's level is drawn, uniformly in
             log sigma; or the path of a table (.npy, .csv, .txt) with one level for each item of ``train_set()``, or of
             a .csv with a header and the columns ``file`` and ``sigma``; or of a folder with a map of the level for each
-            image, ``photos/a.npy`` for ``photos/a.png``; or ``auto``: the level of images that are noisy by nature
-            (``inject`` is false) is estimated from them.
+            image, ``photos/a.npy`` for ``photos/a.png``; or a function, as ``module.function``, that gives the level of
+            an item by its file's name, or by its number where items have no names; or ``auto``: the level of images
+            that are noisy by nature (``inject`` is false) is estimated from them.
             Null only if ``inject`` is false and the items are pairs ``(x_n, sigma_n)``.
         sigma_units: The units of ``sigma``, and of floats in files: those of the scale [-1, 1] (``scaled``), or the
             data's own (``data``), 0..255 in 8-bit images.
@@ -118,7 +119,7 @@ class NoisyDataModule(LightningDataModule):
 
     def __init__(
         self,
-        sigma: float | list[float] | str | None = None,
+        sigma: float | list[float] | str | Callable[[Any], float] | None = None,
         sigma_units: Literal["scaled", "data"] = "scaled",
         correlation: str | None = None,
         batch_size: int = 64,
@@ -474,7 +475,11 @@ class NoisyDataModule(LightningDataModule):
 
     def _noise_settings(self) -> dict[str, Any]:
         names = ("sigma", "sigma_units", "correlation", "seed", "inject", "clean_fraction", "holdout")
-        return {name: getattr(self, name) for name in names}
+        settings = {name: getattr(self, name) for name in names}
+        if callable(self.sigma):  # In a checkpoint there are plain types alone.
+            named = self.sigma if hasattr(self.sigma, "__qualname__") else type(self.sigma)
+            settings["sigma"] = f"{named.__module__}.{named.__qualname__}"
+        return settings
 
     def state_dict(self) -> dict[str, Any]:
         """What decides the noise and the order; the data themselves are not saved."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from lightning_tweedie.errors import UserError
 from lightning_tweedie.files import write_whole
 
-__all__ = ["can_be_drawn", "grid", "panel", "save", "to_uint8"]
+__all__ = ["can_be_drawn", "grid", "panel", "save", "stretch", "to_uint8"]
 
 Picture = npt.NDArray[np.uint8]
 """A colour picture, ``(height, width, 3)`` uint8."""
@@ -45,6 +45,25 @@ def to_uint8(images: Tensor) -> Tensor:
         The same shape, ``uint8``: -1 is 0 and 1 is 255.
     """
     return ((images.float().nan_to_num(nan=-1.0).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def stretch(images: Tensor, like: Tensor) -> Tensor:
+    """Images to be looked at: with more contrast, or brought to [-1, 1], where nothing else could be seen of them.
+
+    Args:
+        images: Any shape.
+        like: What decides: if all but a hundredth of its values take less than a quarter of [-1, 1], or lie for the
+            larger part beyond, then what they take becomes [-1, 1].
+
+    Returns:
+        The same shape; the images themselves if ``like`` can be seen.
+    """
+    ordered = like.float().flatten().sort().values
+    low, high = (float(ordered[int(share * (len(ordered) - 1))]) for share in (0.005, 0.995))
+    seen = min(high, 1.0) - max(low, -1.0)
+    if high <= low or seen >= max(0.5, (high - low) / 2):
+        return images
+    return (images - low) * (2 / (high - low)) - 1
 
 
 def can_be_drawn(shape: Sequence[int]) -> bool:

@@ -76,6 +76,16 @@ def test_settings(refused: Callable[..., str], options: list[str], words: list[s
     assert all(word in told for word in words), told
 
 
+def test_what_is_missing_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    for command, remedy in {
+        "inspect": "data, out must be given: add --data and --out",
+        "sample": "ckpt_path, out must be given: add --ckpt_path and --out",
+        "fit": "data, model must be given: name a configuration with --config",
+    }.items():
+        assert main([command]) == 2
+        assert capsys.readouterr().err.startswith(f"error: {remedy} (`lightning_tweedie {command} --help`")
+
+
 def test_keys_in_a_file(refused: Callable[..., str]) -> None:
     for key in ("trainer", "model"):
         config = yaml.safe_load(RING)

@@ -103,6 +103,7 @@ def test_the_card_tells_facts(ckpt: Path, exported: Path) -> None:
     for fact in ("Digits, items of shape 1 x 28 x 28", "sigma up to 0.5", f"{parameters:,} parameters", "3 steps of 8"):
         assert fact in card
     assert "24 in all" in card and "half-life of 2 steps" in card and load_denoiser(ckpt).digest in card
+    assert "| objective                        | AmbientScoreMatching |" in card  # though no setting names it
 
 
 def test_a_distilled_generator_says_how_it_is_sampled(ckpt: Path, tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from PIL import Image
 from lightning_tweedie.cli import main
 from lightning_tweedie.datamodules import Images
 from lightning_tweedie.inspection.suggestion import suggest
-from lightning_tweedie.inspection.survey import Survey
+from lightning_tweedie.inspection.survey import Survey, stacked, survey
+from lightning_tweedie.pictures import stretch, to_uint8
 
 SIGMA = 25 / 127.5
 QUICK = """
@@ -150,6 +151,79 @@ def test_batches_do_not_depend_on_the_number_of_large_images() -> None:
         assert settings["batch_size"] == 16
         # A hundred batches an epoch, where images are so many without crops.
         assert train // 16 >= 100 and (settings["crops"] == 1 or train < 16 * 100 + count)
+
+
+def trains(out: Path, *options: str) -> Path:
+    """The checkpoint of two steps with the configuration in a report."""
+    quick = (
+        "--trainer.accelerator cpu --trainer.max_steps 2 --trainer.val_check_interval 2 --data.batch_size 2 "
+        "--trainer.enable_progress_bar false --trainer.num_sanity_val_steps 0 "
+        "--model.denoiser.init_args.backbone.init_args.width 8"
+    ).split()
+    assert main(["fit", "--config", str(out / "config.yaml"), "--runs", str(out / "runs"), *quick, *options]) == 0
+    return out / "runs/inspected/fit_0/checkpoints/last.ckpt"
+
+
+def test_a_single_image(tmp_path: Path) -> None:
+    """From its crops there is something to learn, if none is kept out."""
+    draw = np.random.default_rng(0)
+    image = np.linspace(-0.8, 0.8, 90)[:, None] + SIGMA * draw.standard_normal((90, 130))
+    np.save(tmp_path / "a.npy", image.astype(np.float32))
+    assert main(["inspect", str(tmp_path / "a.npy"), "--out", str(tmp_path / "report")]) == 0
+    assert report(tmp_path / "report")["sigma"] == pytest.approx(SIGMA, rel=0.05)
+    trains(tmp_path / "report")
+
+
+def test_many_channels_and_integers_of_unknown_range(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    (tmp_path / "bands").mkdir()
+    (tmp_path / "counts").mkdir()
+    for number in range(8):
+        noise = draw.standard_normal((5, 40, 40))
+        noise[1] = 0.6 * noise[0] + 0.8 * noise[1]
+        bands = np.linspace(-0.5, 0.5, 40) + 0.1 * noise
+        np.save(tmp_path / f"bands/{number}.npy", bands.astype(np.float32))
+        np.save(tmp_path / f"counts/{number}.npy", (1e6 + 2e5 * bands[0]).round().astype(np.int32))
+    # Of five planes nobody can tell whether they are images or channels.
+    for name, options in (("bands", ["--channels", "5"]), ("counts", []), ("bands", [])):
+        out = tmp_path / f"{name}{len(options)}"
+        assert main(["inspect", str(tmp_path / name), "--out", str(out), *options]) == 0
+    bands, counts, planes = (report(tmp_path / name) for name in ("bands2", "counts0", "bands0"))
+    assert (bands["channels"], bands["images"]) == (5, 8) and (planes["channels"], planes["images"]) == (1, 40)
+    assert bands["sigma"] == pytest.approx(0.1, rel=0.05) and len(bands["channel_correlation"]["correlation"]) == 10
+    (warning,) = bands["warnings"]
+    assert warning["kind"] == "channels_correlated" and re.search(r"\(up to 0\.[56]\d\)", warning["text"])
+    assert counts["sigma_unit"] == "data" and counts["sigma"] == pytest.approx(2e4, rel=0.05)
+    assert checkpoint(trains(tmp_path / "bands2"))["lightning_tweedie"]["shape"] == [5, 40, 40]
+    scale = checkpoint(trains(tmp_path / "counts0", "--trainer.callbacks", "[]"))["lightning_tweedie"]["scale"]
+    assert scale["dtype"] == "int32" and scale["low"] < 9e5 and scale["high"] > 1.1e6
+
+
+def test_a_histogram_of_steps_is_no_comb(tmp_path: Path) -> None:
+    """Every bin has as many levels, so that levels that are equally frequent look so."""
+    for levels in (3, 100, 181, 256):
+        pixels = np.random.default_rng(0).permutation(np.arange(levels * 200) % levels).reshape(20, -1)
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "a.png")
+        edges = survey(tmp_path / "a.png").edges
+        inside = np.histogram(np.arange(levels) / 127.5 - 1, edges)[0]
+        assert len(inside) <= 128 and inside.sum() == levels
+        assert set(inside[:-1]) <= {inside[0]} and inside[-1] <= inside[0]
+
+
+def test_images_in_units_of_their_own_are_seen(tmp_path: Path) -> None:
+    """Whatever their units, the page shows the same."""
+    x = np.linspace(-0.5, 0.5, 48)[:, None] + 0.1 * np.random.default_rng(0).standard_normal((3, 48, 48))
+    sheets = []
+    for name, factor, offset in (("scaled", 1, 0), ("counts", 1000, 5000), ("faint", 0.02, 0)):
+        np.save(tmp_path / f"{name}.npy", (factor * x + offset).astype(np.float32))
+        shown = stacked(survey(tmp_path / f"{name}.npy").shown)
+        sheets.append((shown, stretch(shown, shown)))
+    (scaled, same), (counts, brought), (faint, more) = sheets
+    assert same is scaled
+    torch.testing.assert_close(brought, more, atol=1e-3, rtol=0)
+    assert torch.corrcoef(torch.stack([scaled.flatten(), more.flatten()]))[0, 1] > 0.99999
+    # The control: without that, one is white and the other grey.
+    assert to_uint8(counts).min() == 255 and to_uint8(faint).float().std() < 1 and to_uint8(more).float().std() > 50
 
 
 def test_bits_that_are_in_use(tmp_path: Path) -> None:

@@ -149,6 +149,7 @@ def test_axes_that_nothing_is_known_of() -> None:
         assert find_layout(shape, known, channels, "it").axes == axes
     for shape, channels in [
         ((7, 6, 7), 7), ((2, 5, 7, 6), None), ((2, 7, 6), 3), ((7,), None), ((0, 7, 6), None), ((2, 3, 4, 7, 6), None),
+        ((), None),
     ]:  # fmt: skip
         with pytest.raises(UserError, match="it holds an array"):
             find_layout(shape, "?" * len(shape), channels, "it")

@@ -27,6 +27,7 @@ PAGES = sorted(
 )
 ELSEWHERE = {"docs/howto/extending.md": "test_examples.py", "docs/howto/giving_away.md": "test_cli_export.py"}
 """Pages whose commands have a test of their own, which goes through them all."""
+NOT_WHITE = "docs/howto/noise_not_white.md"
 
 
 def blocks(page: str, *languages: str) -> list[str]:
@@ -141,15 +142,16 @@ def here(tmp_path: Path, demo: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
         Path("maps", name).parent.mkdir(parents=True, exist_ok=True)
         np.save(Path("maps", name).with_suffix(".npy"), np.full((SIDE, SIDE), 0.2))
     np.save("correlation.npy", np.array([[0.0, 0.2, 0.0], [0.2, 1.0, 0.2], [0.0, 0.2, 0.0]]))
-    code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    Path("galaxies.py").write_text(next(block for block in code if "class Galaxies" in block))
+    for page, name, own in (("README.md", "galaxies", "class Galaxies"), (NOT_WHITE, "exposure", "def level")):
+        Path(f"{name}.py").write_text(next(code for code in blocks(page, "python") if own in code))
     noise = np.random.default_rng(0).normal(0, 0.5, (40, 1, GREY_SIDE, GREY_SIDE))
     np.save("galaxies.npy", noise.astype(np.float32))
     array = np.random.default_rng(0).integers(0, 256, (700, 1, GREY_SIDE, GREY_SIDE), np.uint8)
     monkeypatch.setattr(datamodules.FashionMNIST, "_read", staticmethod(lambda root, train: array))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     yield tmp_path
-    sys.modules.pop("galaxies", None)
+    for name in ("galaxies", "exposure"):
+        sys.modules.pop(name, None)
 
 
 def parses(command: Sequence[str]) -> bool:

@@ -1,6 +1,8 @@
 """Noise that is not white, from the files of a user to a restoration: tables, maps and correlation."""
 
+import importlib
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +134,65 @@ def test_items_without_names_have_no_table_of_names(photos: Path, maps: Path, tm
             ready(ToyMixture(sigma=sigma, items=40, holdout=4, batch_size=4))
 
 
+# Functions.
+
+FUNCTION = """
+def level(name):
+    return 0.1 + 0.01 * int(name.partition("/")[2].removesuffix(".png"))
+
+def half(name):
+    return level(name) / 2
+
+def of_number(index):
+    return [0.1, 0.2][index % 2]
+
+def negative(name):
+    return -0.1
+
+none = 3
+"""
+
+
+@pytest.fixture
+def exposure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A file of the user's own."""
+    (tmp_path / "exposure.py").write_text(FUNCTION)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield importlib.import_module("exposure")
+    del sys.modules["exposure"]
+
+
+def test_a_function_gives_the_level_by_the_name_of_the_file(photos: Path, exposure: Any) -> None:
+    """In code as it is, in a configuration by its name; the table of the same levels gives the same noise."""
+    table = exposure.__file__.replace(".py", ".csv")
+    items = [next(iter(opened(photos, sigma=s).train_dataloader())) for s in (exposure.level, "exposure.level")]
+    items.append(next(iter(opened(photos, sigma=write_table(Path(table), photos)).train_dataloader())))
+    for other in items[1:]:
+        assert torch.equal(items[0].x_n, other.x_n) and torch.equal(items[0].sigma_n, other.sigma_n)
+    assert len(set(items[0].sigma_n.tolist())) == 4
+    # In units of the data, and of items without names by their number.
+    data = opened(photos, sigma=lambda name: 127.5 * exposure.level(name), sigma_units="data")
+    assert torch.allclose(next(iter(data.train_dataloader())).sigma_n, items[0].sigma_n)
+    ring = ready(ToyMixture(sigma="exposure.of_number", items=40, holdout=4, batch_size=4))
+    for batch in (*ring.train_dataloader(), *ring.val_dataloader()):
+        assert torch.allclose(batch.sigma_n, 0.1 + 0.1 * (batch.index % 2))
+
+
+@pytest.mark.parametrize(
+    ("sigma", "sentence"),
+    [
+        ("nowhere.level", r"'nowhere.level' is neither an existing file nor a function \(No module named 'nowhere'\)"),
+        ("exposure.rong", r"'exposure.rong' is neither an existing file nor a function \(module 'exposure' has no"),
+        ("exposure.none", r"'exposure.none' is no function"),
+        ("exposure.negative", r"data.sigma of a/00.png = -0.1 is negative"),
+        ("exposure.of_number", r"gives no level for 'a/00.png' \(TypeError: .*\): let it give a number for each item"),
+    ],
+)
+def test_bad_functions(photos: Path, exposure: Any, sigma: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        opened(photos, sigma=sigma)
+
+
 # Maps.
 
 
@@ -242,6 +303,20 @@ def test_a_correlation_must_fit_the_items(correlation: str) -> None:
 
 
 # From the command line.
+
+
+def test_a_function_from_training_to_restoration(photos: Path, exposure: Any, tmp_path: Path, capsys: Any) -> None:
+    settings = (f"--data.root={photos}", "--data.sigma=exposure.level", "--trainer.callbacks=[]")
+    assert run(tmp_path, "fit", *settings, config=TINY) == 0
+    assert "sigma: exposure.level\n" in (tmp_path / "runs/tiny/fit_0/config.yaml").read_text()
+    # Going on from there it is the same function, whichever way it is told; another one is another noise.
+    saved = opened(photos, sigma="exposure.level").state_dict()
+    opened(photos, sigma=exposure.level).load_state_dict(saved)
+    with pytest.raises(UserError, match=r"data\.sigma = exposure\.half differs from exposure\.level"):
+        opened(photos, sigma=exposure.half).load_state_dict(saved)
+    by_name = restored(levels(tmp_path), photos, tmp_path / "by_name", "--sigma", "exposure.level")
+    by_level = restored(levels(tmp_path), photos, tmp_path / "by_level", "--sigma", "0.17")
+    np.testing.assert_array_equal(by_name["one_step"], by_level["one_step"])
 
 
 def levels(folder: Path) -> str:

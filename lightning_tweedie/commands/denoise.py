@@ -54,8 +54,8 @@ def denoise(
         input: Folder of noisy images, or one file of them: PNG, JPEG, TIFF, NPY, NPZ, HDF5, FITS; or a tar or zip
             archive.
         out: Folder for the results: a new one, or that of the same command.
-        sigma: Standard deviation of the noise: a number, or a table of the levels of all images, or a folder of maps,
-            as in training; the level of the training data when left out.
+        sigma: Standard deviation of the noise: a number, or a table of the levels of all images, a folder of maps, or
+            a function, as in training; the level of the training data when left out.
         sigma_units: The units of sigma: those of data in [-1, 1] (scaled), or those of the images (data).
         draws: Draws from the posterior per image.
         steps: Noise levels per draw.
@@ -209,7 +209,7 @@ def _draw(images: "ImageFiles", files: RestoredFiles, levels: RestorationLevels)
     """Shows the first images of the size of the very first."""
     import torch
 
-    from lightning_tweedie.pictures import panel
+    from lightning_tweedie.pictures import panel, stretch
 
     first = images.raw(0).shape
     shown = [index for index in range(min(SHOWN, len(images))) if images.raw(index).shape == first]
@@ -221,14 +221,15 @@ def _draw(images: "ImageFiles", files: RestoredFiles, levels: RestorationLevels)
         return torch.stack([x[:seen, top : top + SIDE, left : left + SIDE] for x in results])
 
     sigma = levels.of(shown, _stack(images, shown)).reshape(len(shown), -1).amax(1)
-    columns = [
-        (f"noisy, sigma {float(sigma.max()):.3g}", column([images[i] for i in shown])),
-        ("one-step estimate", column([files.read("one_step", i) for i in shown])),
-    ]
+    noisy = column([images[i] for i in shown])
+    columns = [(f"noisy, sigma {float(sigma.max()):.3g}", noisy)]
+    columns.append(("one-step estimate", column([files.read("one_step", i) for i in shown])))
     draws = sum(kind.startswith("draws/") for kind in files.kinds)
     if draws:
         columns.append((f"mean of {draws} draws", column([files.read("mean", i) for i in shown])))
         columns.append(("one draw", column([files.read("draws/0", i) for i in shown])))
+    columns = [(title, stretch(x, noisy)) for title, x in columns]
+    if draws:
         deviations = column([files.read("std", i) for i in shown])
         deviations = deviations.square().mean(1, keepdim=True).sqrt() / sigma.clamp(min=1e-6)[:, None, None, None]
         columns.append(("std (white: sigma)", deviations * 2 - 1))

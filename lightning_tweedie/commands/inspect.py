@@ -8,7 +8,14 @@ from lightning_tweedie.commands.output import check_apart, output_folder
 __all__ = ["inspect", "main"]
 
 
-def inspect(data: str, out: str, key: str | None = None, seed: int = 0, overwrite: bool = False) -> None:
+def inspect(
+    data: str,
+    out: str,
+    key: str | None = None,
+    channels: int | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> None:
     """Looks at noisy images: what there is, how strong the noise is, and whether it is what training takes it for.
 
     Writes a page (report.html, and as a picture report.png), all figures (report.json: `sigma` in `sigma_unit`, and
@@ -19,6 +26,7 @@ def inspect(data: str, out: str, key: str | None = None, seed: int = 0, overwrit
             left out.
         out: Folder for the report; it must be empty.
         key: Which array of a file, where there may be several: a name in NPZ and HDF5, a unit (HDU) in FITS.
+        channels: Channels of an image, of arrays in which 1, 3 or 4 of them cannot be guessed.
         seed: Decides which part of a large set is looked at closely.
         overwrite: Replace files of an earlier call.
 
@@ -38,7 +46,7 @@ def inspect(data: str, out: str, key: str | None = None, seed: int = 0, overwrit
 
     check_apart(out, data)
     folder = output_folder(out, overwrite)
-    found = survey(data, seed, key)
+    found = survey(data, seed, key, channels)
     findings = examine(found, seed)
     gpu = torch.cuda.is_available()
     hardware = "with a GPU" if gpu else "without a GPU"

@@ -146,6 +146,8 @@ def _facts(trained: TrainedDenoiser, checkpoint: Mapping[str, Any], data: Mappin
     given = checkpoint.get("hyper_parameters", {})
     objective = (given.get("objective") or {}).get("init_args", {})
     terms = [term for value in objective.values() for term in (value if isinstance(value, list) else [value]) if term]
+    if "objective" in given and not objective.get("ambient"):  # it was left out, and then is that one
+        terms.insert(0, {"class_path": "lightning_tweedie.objectives.AmbientScoreMatching"})
     facts["trained as"] = str(given.get("_class_path", "lightning_tweedie.module.TweedieModule"))
     if terms:
         facts["objective"] = ", ".join(_short(term) for term in terms)

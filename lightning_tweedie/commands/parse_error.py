@@ -41,7 +41,9 @@ def one_sentence(message: str, command: str = "fit") -> str:
         return f"{unknown[0].partition('=')[0]} is not an option: check its spelling {remedy}"
     if "arguments are required:" in message and "Parser key" not in message:
         missing = message.rpartition(": ")[2].replace(f"{command}.", "")
-        return f"{missing} must be given: name a configuration with --config {remedy}"
+        how = " and ".join(f"--{name}" for name in missing.split(", "))
+        how = "name a configuration with --config" if "model" in missing.split(", ") else f"add {how}"
+        return f"{missing} must be given: {how} {remedy}"
 
     path, details = _deepest(message)
     option = next((m[1] for d, _ in details if (m := UNKNOWN.search(d))), None)

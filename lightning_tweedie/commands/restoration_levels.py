@@ -19,7 +19,7 @@ class RestorationLevels:
 
     Args:
         trained: The denoiser, whose training data decide where nothing is said.
-        sigma: A level, the path of a table, or of a folder of maps.
+        sigma: A level, the path of a table or of a folder of maps, or a function as ``module.function``.
         names: The images' files.
         unit: How much one unit of the scale [-1, 1] is in the units of ``sigma``.
 

@@ -183,14 +183,13 @@ def _about_noise(findings: Findings) -> list[Concern]:
         )
         remedy = (
             "Make it even before training: of counts n take 2 sqrt(n + 3/8), in general the square root of the line's "
-            "variance, integrated. Or give each pixel its level: items (x_n, sigma_n) with a map sigma_n, "
-            f"sigma_n^2 = {signal.intercept:.3g} + {signal.slope:.3g} x of a smoothed x_n."
+            "variance, integrated. Or give each pixel its level: in data.sigma the folder of maps, one for each image, "
+            f"whose squares are {signal.intercept:.3g} + {signal.slope:.3g} x, where x is the image, smoothed."
         )
         warnings.append(Concern("signal_dependent", text, remedy))
     channels = findings.channels
     if channels is not None and channels.fault:
-        values = ", ".join(f"{value:.2f}" for value in channels.correlation)
-        text = f"The noise is correlated between channels ({values}). Training takes it for independent."
+        text = f"The noise is correlated between channels ({channels.told}). Training takes it for independent."
         remedy = "Use the images as they were before colours were mixed, or one channel."
         warnings.append(Concern("channels_correlated", text, remedy))
     return warnings

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure, SubFigure
 from lightning_tweedie.inspection.findings import Findings
 from lightning_tweedie.inspection.survey import Survey, stacked
 from lightning_tweedie.noise.assumptions import LAGS
-from lightning_tweedie.pictures import grid
+from lightning_tweedie.pictures import grid, stretch
 
 __all__ = ["as_html", "as_json", "as_png", "on_scale"]
 
@@ -98,7 +98,7 @@ def _facts(found: Survey, findings: Findings) -> list[tuple[str, str]]:
         ("images", f"{found.count:,}" + (f", and {len(found.unreadable)} unreadable" if found.unreadable else "")),
         ("sizes", sizes + (f" and {more} other sizes" if more > 0 else "")),
         ("numbers", ", ".join(f"{kind} ({n:,})" for kind, n in found.kinds.most_common())),
-        ("channels", "1, all grey" if found.channels == 1 else "3, colour"),
+        ("channels", {1: "1, all grey", 3: "3, colour"}.get(found.channels, str(found.channels))),
         ("values", f"{found.low:.3g} to {found.high:.3g}, {on_scale(found)}"),
         (
             "sigma",
@@ -128,8 +128,7 @@ def _verdicts(findings: Findings) -> list[tuple[str, str, bool]]:
     if signal is not None:
         rows[1] = (rows[1][0], f"variance changes by {100 * signal.change:.0f} % from dark to bright", signal.fault)
     if channels is not None:
-        values = ", ".join(f"{value:.2f}" for value in channels.correlation)
-        rows.append(("independent between channels", f"correlation {values}", channels.fault))
+        rows.append(("independent between channels", f"correlation {channels.told}", channels.fault))
     rows.append(("not cut off", f"{100 * cut.at_low:.2g} % and {100 * cut.at_high:.2g} % at the ends", cut.fault))
     step = (
         "no steps" if rounded.step is None else f"steps of {rounded.step:.3g}, {100 * rounded.share:.2g} % of variance"
@@ -143,7 +142,8 @@ def _plots(figure: Figure | SubFigure, found: Survey, findings: Findings) -> Non
     images, histogram, signal, correlation, own = figure.subplots(
         1, 5, gridspec_kw={"width_ratios": [1.15, 1, 1, 1, 1]}
     )
-    sheet = grid(stacked(found.shown[:9]), per_row=3)
+    shown = stacked(found.shown[:9])
+    sheet = grid(stretch(shown, shown), per_row=3)
     images.imshow(sheet, interpolation="nearest" if sheet.shape[0] < 400 else None)
     images.set_title("some images", fontsize=9)
     images.set_axis_off()
@@ -181,6 +181,7 @@ def _plots(figure: Figure | SubFigure, found: Survey, findings: Findings) -> Non
         own.hist(np.minimum(known, top), bins=40, color=_INK)
     own.axvline(findings.sigma, color=_ALERT, linewidth=1.2)
     own.set(yticks=[], xlabel="sigma")
+    own.locator_params(axis="x", nbins=5)
     own.set_title("sigma, image by image (line: the set's)", fontsize=9)
     for axes in (histogram, signal, correlation, own):
         axes.tick_params(labelsize=7)

@@ -26,7 +26,8 @@ def suggest(found: Survey, sigma: float, gpu: bool) -> dict[str, Any]:
     data, size = _data(found, sigma, gpu)
     # Without a GPU half an hour on a core for crops of 64 x 64.
     steps = 100_000 if gpu else 4000 if min(size) > 40 else 10_000
-    callbacks = [{"class_path": f"lightning_tweedie.callbacks.{name}"} for name in ("SampleGrid", "RestorationGrid")]
+    names = ("SampleGrid", *(("RestorationGrid",) if data["init_args"]["holdout"] else ()))
+    callbacks = [{"class_path": f"lightning_tweedie.callbacks.{name}"} for name in names]
     return {
         "name": "inspected",
         "model": _model(found.channels, size, gpu),
@@ -37,7 +38,7 @@ def suggest(found: Survey, sigma: float, gpu: bool) -> dict[str, Any]:
             "check_val_every_n_epoch": None,
             "val_check_interval": steps // (10 if gpu else 4),
             "log_every_n_steps": 20,
-            "callbacks": callbacks,
+            "callbacks": callbacks if found.channels in (1, 3) else [],
         },
     }
 
@@ -50,7 +51,7 @@ def _data(found: Survey, sigma: float, gpu: bool) -> tuple[dict[str, Any], tuple
     settings["sigma"] = float(f"{sigma:.4g}")
     if not found.scaled:
         settings["sigma_units"] = "data"  # and the range of the values is measured
-    settings["holdout"] = min(500, max(1, found.count // 10))
+    settings["holdout"] = min(500, max(1, found.count // 10), found.count - 1)
     batch, count = 64 if gpu else 16, found.count - settings["holdout"]
     if len(found.sizes) > 1 or max(height, width) > CROP:
         # Whole pixels are cut out; resizing would correlate the noise.

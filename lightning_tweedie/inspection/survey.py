@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_tweedie.data.images import ImageFiles, open_files
@@ -21,7 +22,7 @@ from lightning_tweedie.noise.patches import SIDE, Patches, take_patches
 __all__ = ["BINS", "CROP", "Survey", "survey"]
 
 BINS = 128
-"""Of the histogram of values."""
+"""Of the histogram of values, at most."""
 CROP = 64
 """Larger images are trained on in parts of this side."""
 _SHOWN = 12
@@ -41,11 +42,11 @@ class Survey:
         unreadable: For each file that could not be read, what is wrong with it.
         sizes: How many images there are of each (height, width).
         kinds: How many there are of each type of numbers.
-        channels: 1 if all images are grey, else 3.
+        channels: 1 if all images are grey, 3 if there is colour, else as many as they have.
         low: The smallest value.
         high: The largest value.
-        edges: Edges of the histogram's bins, ``(BINS + 1,)``.
-        histogram: Share of the values in each bin, ``(BINS,)``.
+        edges: Edges of the histogram's bins; where values have steps, as many steps in each.
+        histogram: Share of the values in each bin.
         names: Names of the images that ``patches`` are from.
         patches: Patches of them.
         shown: Some images, ``(C, H, W)`` in [-1, 1] but for the noise.
@@ -74,23 +75,25 @@ class Survey:
 
     @property
     def unit(self) -> str:
-        """That of sigma: ``[-1, 1]``, the scale to which images are brought, or ``data``, the units of floats."""
+        """That of sigma: ``[-1, 1]``, the scale to which images are brought, or ``data``, the units of the files."""
         return "[-1, 1]" if self.scaled else "data"
 
     @property
     def scaled(self) -> bool:
-        """Whether all is on the scale of [-1, 1]: integers are brought there, floats may be in units of their own."""
-        floats = bool(self.kinds) and all("float" in kind for kind in self.kinds)
-        return not floats or (self.low <= _LEAST_LOW and max(-self.low, self.high) <= _FAR)
+        """Whether all is on the scale of [-1, 1]: 8 and 16 bits are brought there, others may be in their own units."""
+        others = [kind for kind in self.kinds if "-bit" not in kind]
+        near = self.low <= _LEAST_LOW and max(-self.low, self.high) <= _FAR
+        return not others or (near and all("float" in kind for kind in others))
 
 
-def survey(path: str | Path, seed: int = 0, key: str | None = None) -> Survey:
+def survey(path: str | Path, seed: int = 0, key: str | None = None, channels: int | None = None) -> Survey:
     """Reads all images of a folder or an archive, and takes patches of them, or of as many as are enough.
 
     Args:
         path: The folder, a tar or zip archive, or one file with many images.
         seed: Decides which images and patches are looked at closely.
         key: Which array of a file, where there may be several.
+        channels: Channels of an image, where a file does not say which axis they are.
 
     Raises:
         UserError: There is no such place, no image in it can be read, or none has 8 x 8 pixels.
@@ -98,16 +101,37 @@ def survey(path: str | Path, seed: int = 0, key: str | None = None) -> Survey:
     place = Path(path).expanduser()
     if not place.exists():
         raise UserError(f"{str(path)!r} does not exist: give a folder or an archive of images")
-    images = open_files(place, key=key)
-    found = Survey(place.resolve(), key, _range_in_use(images))
-    chosen = choose_images(len(images), 3, seed)
+    images = open_files(place, channels=channels, key=key)
+    found = Survey(place.resolve(), key, _range_in_use(images), channels=_channels(images))
+    chosen = choose_images(len(images), max(3, found.channels), seed)
     found.patches = take_patches(_read_all(images, found, {*chosen}), len(chosen), seed)
     if found.channels == 1:
         found.patches = found.patches.first_channel()
-    values = found.patches.values
-    counts, edges = np.histogram(values.numpy(), bins=BINS)
+    counts, edges = np.histogram(found.patches.values.numpy(), bins=_bins(found.patches))
     found.edges, found.histogram = edges, counts / max(1, counts.sum())
     return found
+
+
+def _channels(images: ImageFiles) -> int:
+    """How many the first image has that can be opened; 1 also of colour, until some is seen."""
+    for number, _ in images.items:
+        try:
+            channels = images.open(number)[1].channels
+            return 1 if channels == 3 else channels
+        except UserError:
+            continue  # It is told when the image is looked at.
+    return 1
+
+
+def _bins(patches: Patches) -> int | NDArray[Any]:
+    """Edges of a histogram. With other numbers of steps in its bins it would be a comb."""
+    step = patches.step()
+    if step is None:
+        return BINS
+    low, high = float(patches.values[0]), float(patches.values[-1])
+    levels = round((high - low) / step) + 1
+    each = -(-levels // BINS)
+    return low + step * (each * np.arange(-(-levels // each) + 1) - 0.5)
 
 
 def _range_in_use(images: ImageFiles) -> list[float] | None:
@@ -134,7 +158,12 @@ def _read_all(images: ImageFiles, found: Survey, chosen: set[int]) -> Iterator[T
         try:
             kind, image = _read(images, number, found.range)
             if not bool(image.isfinite().all()):
-                raise UserError(f"the image {name} has values that are not finite: mend or remove the file")
+                raise UserError(f"{images.describe(number)} has values that are not finite: mend or remove the file")
+            if found.channels not in (1, 3, len(image)) or (found.channels in (1, 3) and len(image) not in (1, 3)):
+                raise UserError(
+                    f"{images.describe(number)} has {len(image)} channels but others have {found.channels}: keep one "
+                    "kind"
+                )
         except UserError as error:
             found.unreadable[name] = str(error)
             reasons.append(str(error))
@@ -149,7 +178,7 @@ def _read_all(images: ImageFiles, found: Survey, chosen: set[int]) -> Iterator[T
             found.shown.append(image)
         if number in chosen and min(image.shape[1:]) >= SIDE:
             found.names.append(name)
-            yield image.expand(3, -1, -1)
+            yield image.expand(3, -1, -1) if len(image) == 1 and found.channels in (1, 3) else image
     if not found.count:
         raise UserError(f"none of the {len(images)} images can be read, the first one because {reasons[0]}")
     if not found.names:
@@ -159,26 +188,27 @@ def _read_all(images: ImageFiles, found: Survey, chosen: set[int]) -> Iterator[T
 
 
 def _read(images: ImageFiles, number: int, limits: list[float] | None) -> tuple[str, Tensor]:
-    """What sort of numbers an image holds, and the image on the scale of these limits or of their type."""
+    """What sort of numbers an image holds, and it on the scale of these limits or of their type, if they have one."""
     found = images.find(number)
-    scale, channels = DataScale.natural(found.dtype), len(found)
+    if found.dtype.kind not in "iuf":
+        raise UserError(f"{images.describe(number)} holds {found.dtype}: give integers or floating point numbers")
+    scale = DataScale.natural(found.dtype) or DataScale(-1.0, 1.0, found.dtype.name)
     if limits is not None:
         scale = DataScale.declared(limits, found.dtype)
-    if scale is None or channels not in (1, 3):
-        raise UserError(
-            f"{images.describe(number)} holds {channels} channels of {found.dtype}: only grey and colour images of 8 "
-            "or 16 bits and of floats are looked at"
-        )
     bits = {"uint8": "8-bit", "uint16": "16-bit"}.get(found.dtype.name)
-    kind = f"{bits} {'grey' if channels == 1 else 'colour'}" if bits else found.dtype.name
-    return kind, scale.scaled(found)
+    sort = {1: "grey", 3: "colour"}.get(len(found), f"of {len(found)} channels")
+    return f"{bits} {sort}" if bits else found.dtype.name, scale.scaled(found)
 
 
 def stacked(images: list[Tensor]) -> Tensor:
-    """Images cut to the smallest among them, from their middle, as one tensor."""
+    """Images cut to the smallest among them, from their middle, as one tensor in colours.
+
+    Of other numbers of channels than grey and colour the first one is seen.
+    """
     height, width = (min(image.shape[axis] for image in images) for axis in (1, 2))
     parts = []
     for image in images:
         top, left = (image.shape[1] - height) // 2, (image.shape[2] - width) // 2
-        parts.append(image[:, top : top + height, left : left + width].expand(3, -1, -1))
+        seen = image if len(image) == 3 else image[:1]
+        parts.append(seen[:, top : top + height, left : left + width].expand(3, -1, -1))
     return torch.stack(parts)

@@ -218,6 +218,13 @@ class ChannelCorrelation:
     standard_error: tuple[float, ...]
     fault: bool
 
+    @property
+    def told(self) -> str:
+        """For a line of text: of many channels the largest."""
+        if len(self.correlation) <= 3:
+            return ", ".join(f"{value:.2f}" for value in self.correlation)
+        return f"up to {max(self.correlation, key=abs):.2f}"
+
 
 def channel_correlation(patches: Patches, seed: int = 0) -> ChannelCorrelation | None:
     """Tests whether the noise is independent between channels; None if there is only one.

@@ -1,4 +1,4 @@
-"""The noise level of every item of a data set: one number, a range, a table, or a folder of maps.
+"""The noise level of every item of a data set: one number, a range, a table, a function, or a folder of maps.
 
 Every sigma is a standard deviation on the scale of the data, which live in [-1, 1].
 """
@@ -6,10 +6,12 @@ Every sigma is a standard deviation on the scale of the data, which live in [-1,
 from __future__ import annotations
 
 import csv
+import importlib
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +23,12 @@ from lightning_tweedie.randomness import item_generators
 
 __all__ = ["AUTO", "LARGEST_SIGMA", "Sigma", "item_sigmas", "parse_sigma"]
 
-#: What a user may write: one level, a range ``[lo, hi]``, or the path of a table or of a folder of maps.
-Sigma = float | Sequence[float] | str
+Level = Callable[[Any], float]
+"""From an item's name, or its number where items have no names, to its level."""
+
+#: What a user may write: one level, a range ``[lo, hi]``, the path of a table or of a folder of maps, or a function, as
+#: it is or as ``module.function``.
+Sigma = float | Sequence[float] | str | Level
 
 AUTO = "auto"
 """What a user writes for a level that is estimated from the data, see :mod:`lightning_tweedie.noise.estimation`."""
@@ -30,6 +36,9 @@ AUTO = "auto"
 #: Data in [-1, 1] have at most variance 1, so here the noise has 25 times the power of the data or more: whoever
 #: writes a larger number almost surely means 8-bit units.
 LARGEST_SIGMA = 5.0
+
+
+_TABLES = (".npy", ".csv", ".txt")
 
 
 def _check_level(sigma: float, name: str, unit: float | None = 1.0) -> float:
@@ -62,7 +71,7 @@ def _read_table(path: Path, name: str, unit: float | None) -> Tensor | dict[str,
             table = np.array(column, np.float64)
         elif path.suffix == ".npy":
             table = np.load(path, allow_pickle=False)
-        elif path.suffix in {".csv", ".txt"}:
+        elif path.suffix in _TABLES:
             table = np.loadtxt(path, delimiter="," if path.suffix == ".csv" else None, ndmin=1)
         else:
             raise UserError(f"{name} = {str(path)!r} has an unknown ending: use .npy, .csv or .txt")
@@ -108,26 +117,58 @@ def _columns(path: Path, name: str) -> tuple[list[str] | None, list[str] | None]
     return names, column
 
 
+def _find_function(path: str, name: str) -> Level | None:
+    """The function that is called so; None if ``path`` is the name of none."""
+    module, _, function = path.rpartition(".")
+    if not module or not all(part.isidentifier() for part in path.split(".")) or path.endswith(_TABLES):
+        return None
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"{name} = {path!r} is neither an existing file nor a function ({error}): give the path of a table, or "
+            "module.function of what gives the level of an item by its name"
+        ) from None
+    if not callable(found):
+        raise UserError(f"{name} = {path!r} is no function: give one that takes an item's name and gives its level")
+    return found
+
+
+def _computed(level: Level, items: Iterable[Any], name: str, unit: float) -> Tensor:
+    """What a function says of each item."""
+    levels = []
+    for item in items:
+        try:
+            value = float(level(item))
+        except Exception as error:  # the user's own code may raise anything
+            raise UserError(
+                f"{name}: the function gives no level for {item!r} ({type(error).__name__}: {error}): let it give a "
+                "number for each item"
+            ) from error
+        levels.append(_check_level(value, f"{name} of {item}", unit))
+    return torch.tensor(levels)
+
+
 def parse_sigma(
     sigma: Sigma, name: str = "data.sigma", unit: float | None = 1.0
-) -> float | tuple[float, float] | Tensor | dict[str, float] | Path:
+) -> float | tuple[float, float] | Tensor | dict[str, float] | Path | Level:
     """Reads and checks what the user wrote.
 
     Args:
         sigma: One level ``>= 0``; a range ``[lo, hi]`` with ``0 < lo <= hi``; the path of a table (``.npy``, ``.csv``
             or ``.txt``) with one level per item, or with a header and the columns ``sigma`` and ``file``; or the path
-            of a folder of maps.
+            of a folder of maps; or a function from an item's name to its level, as it is or as ``module.function``.
         name: The setting's name, for messages.
         unit: How much one unit of the scale [-1, 1] is in the units in which the levels are given; None: not known
             yet, they stay as they are.
 
     Returns:
         The level, the range, the table as a float32 tensor ``(N,)`` or as a level for each name, all of them on the
-        scale of [-1, 1]; or the folder.
+        scale of [-1, 1]; or the folder, or the function.
 
     Raises:
         UserError: A level is negative, not finite, or so large that it must be in other units; the range is
-            empty; the table cannot be read.
+            empty; the table cannot be read; there is no such function.
 
     Examples:
         >>> parse_sigma([0.1, 0.5])
@@ -135,7 +176,11 @@ def parse_sigma(
     """
     if isinstance(sigma, (str, Path)):
         path = Path(sigma).expanduser()
+        if not path.exists() and (function := _find_function(str(sigma), name)):
+            return function
         return path if path.is_dir() else _read_table(path, name, unit)
+    if callable(sigma):
+        return sigma
     if isinstance(sigma, Sequence):
         if len(sigma) != 2:
             raise UserError(
@@ -169,12 +214,13 @@ def item_sigmas(
     Args:
         sigma: One level; a range ``[lo, hi]``; the path of a table with exactly ``count`` levels, or with one for each
             of the ``names`` and maybe for others; or of a folder of maps, see
-            :class:`~lightning_tweedie.noise.level_maps.LevelMaps`.
+            :class:`~lightning_tweedie.noise.level_maps.LevelMaps`; or a function from the item's name, or from its
+            number where there are no names, to its level.
         count: Number of items.
         seed: The user's seed.
         clean_fraction: Chance of each item to be clean, in [0, 1]; clean items have level 0. Whether an item is
             clean depends on the seed and its index alone, so the share comes out within binomial error.
-        names: The items' files, by which tables and maps find them, if they have any.
+        names: The items' files, by which tables, maps and functions know them, if they have any.
         name: The setting's name, for messages.
         unit: See :func:`parse_sigma`.
 
@@ -183,7 +229,7 @@ def item_sigmas(
 
     Raises:
         UserError: See :func:`parse_sigma`; or the table has another length, or it or the folder lacks a file; or the
-            fraction is not in [0, 1].
+            function gives no level; or the fraction is not in [0, 1].
     """
     parsed = parse_sigma(sigma, name, unit)
     if not 0 <= clean_fraction <= 1:
@@ -219,6 +265,8 @@ def item_sigmas(
         low, high = parsed
         u = torch.tensor([draw.random() for draw in item_generators(seed, "sigma", range(count))], dtype=torch.float64)
         levels = (low * (high / low) ** u).float()
+    elif callable(parsed):
+        levels = _computed(parsed, range(count) if names is None else names, name, unit)
     else:
         levels = torch.full((count,), parsed)
     if clean_fraction:

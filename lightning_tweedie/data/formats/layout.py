@@ -95,7 +95,7 @@ def find_layout(shape: Sequence[int], axes: str, channels: int | None, name: str
         'NYXC'
     """
     shape, rank = tuple(shape), len(shape)
-    if 0 in shape or axes.count("C") > 1 or not {2, 3, 4}.issuperset({rank} if "?" in axes else ()):
+    if not shape or 0 in shape or axes.count("C") > 1 or not {2, 3, 4}.issuperset({rank} if "?" in axes else ()):
         raise UserError(f"{name} holds an array {shape}, in which there are no images: give (N, C, H, W) or less")
     if "n" in axes:
         likely = [i for i, axis in enumerate(axes) if axis == "n" and shape[i] == channels]
