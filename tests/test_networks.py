@@ -4,6 +4,7 @@ import pytest
 import torch
 from checks import awake, generator
 from torch import nn
+from torch.nn import functional as F
 
 from lightning_tweedie.errors import UserError
 from lightning_tweedie.levels import edm_levels
@@ -61,6 +62,81 @@ def test_attention_mixes_all_pixels():
 
     assert reach([]) < 33 * 33
     assert reach([0]) == 33 * 33
+
+
+def as_written(network: UNet, x: torch.Tensor, c_noise: torch.Tensor) -> torch.Tensor:
+    """What the network computes, in the plainest way: every pixel of every layer, one operation at a time."""
+
+    def attended(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = layer.qkv(layer.norm(x)).flatten(2).unflatten(1, (3, layer.heads, -1)).unbind(1)
+        shares = torch.einsum("bhcq,bhck->bhqk", q, k).div(q.shape[2] ** 0.5).softmax(-1)
+        return (x + layer.out(torch.einsum("bhqk,bhck->bhcq", shares, v).reshape(x.shape))) / 2**0.5
+
+    def passed(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        h = block.conv_in(F.silu(block.norm_in(x)))
+        scale, shift = block.modulation(level)[:, :, None, None].chunk(2, dim=1)
+        h = block.conv_out(F.silu(block.norm_out(h) * (1 + scale) + shift))
+        x = (block.skip(x) + h) / 2**0.5
+        return x if isinstance(block.attention, nn.Identity) else attended(block.attention, x)
+
+    level = network.level(c_noise)
+    h = network.enter(x)
+    skips = [h]
+    for i, stage in enumerate(network.encoder):
+        for block in stage:
+            h = passed(block, h)
+            skips.append(h)
+        if i < len(network.down):
+            h = network.down[i](h)
+            skips.append(h)
+    for block in network.middle:
+        h = passed(block, h)
+    for i, stage in enumerate(network.decoder):
+        for block in stage:
+            h = passed(block, torch.cat([h, skips.pop()], 1))
+        if i < len(network.up):
+            rows, columns = (torch.arange(side) // 2 for side in skips[-1].shape[-2:])
+            h = F.conv2d(h[:, :, rows][:, :, :, columns], network.up[i].weight, network.up[i].bias, padding=1)
+    return network.leave(h)
+
+
+def gradients(network: nn.Module, answer: torch.Tensor) -> list[torch.Tensor]:
+    return list(torch.autograd.grad((answer * images(*answer.shape).to(answer)).sum(), list(network.parameters())))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 5), (12, 7)], ids=["even", "odd", "both"])
+def test_what_is_fast_is_what_is_written(size):
+    network = awake(UNet(2, width=8, multipliers=[1, 2, 9], blocks=1, attention=[1, 2])).double()
+    x, level = images(3, 2, *size).double(), torch.tensor([-1.0, 0.0, 0.5]).double()
+    fast, plain = network(x, level), as_written(network, x, level)
+    torch.testing.assert_close(fast, plain)
+    torch.testing.assert_close(gradients(network, fast), gradients(network, plain))
+    with torch.no_grad():  # an image that is enlarged about another pixel is another one
+        network.up[0].weight.copy_(network.up[0].weight.flip(-1))
+    assert (network(x, level) - plain).abs().max() > 1e-3
+
+
+def test_gradients_are_the_same_where_activations_are_computed_twice():
+    settings = dict(width=8, multipliers=[1, 2], blocks=1, attention=[1], dropout=0.3)
+    kept, again = awake(UNet(1, **settings)), awake(UNet(1, **settings, gradient_checkpointing=True))
+    again.load_state_dict(kept.state_dict())
+    x, level = images(4, 1, 8, 8), torch.zeros(4)
+    found, sizes = [], []
+    for network in (kept, again, kept):
+        held = []
+        with (
+            torch.random.fork_rng(),
+            torch.autograd.graph.saved_tensors_hooks(
+                lambda tensor, held=held: held.append(tensor.numel()) or tensor, lambda tensor: tensor
+            ),
+        ):
+            torch.manual_seed(len(found) // 2)
+            answer = network(x, level)
+        found.append([answer, *gradients(network, answer)])
+        sizes.append(sum(held))
+    assert all(map(torch.equal, *found[:2]))
+    assert not torch.equal(found[0][0], found[2][0])  # another seed drops others
+    assert sizes[1] < 0.3 * sizes[0]
 
 
 def test_patches_are_space_to_depth():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_tweedie.errors import UserError
-from lightning_tweedie.kernels import perturb, reverse_chain
+from lightning_tweedie.kernels import perturb, reverse_chain, reverse_step
 from lightning_tweedie.levels import LevelDistribution, LogNormal, edm_levels
 from lightning_tweedie.objectives.term import Query, Step, Term
 from lightning_tweedie.preconditioning import edm_weight
@@ -93,9 +93,13 @@ class Consistency(Term):
         def repeated(x: Tensor) -> Tensor:
             return x.repeat(self.draws, *[1] * (x.ndim - 1))
 
+        # One estimate at x_t is the target and what all draws begin with.
+        with torch.no_grad():
+            target = step.teacher(x_t, sigma_t)
         sigma_pair = repeated(sigma_s)
-        jump = edm_levels(self.substeps + 1, sigma_pair, repeated(sigma_t))
-        x_s = reverse_chain(step.teacher, repeated(x_t), jump, step.noise)
+        jump = edm_levels(self.substeps + 1, sigma_pair, repeated(sigma_t)).to(x_t.dtype)
+        x_s = reverse_step(repeated(x_t), repeated(target), jump[0], jump[1], step.noise)
+        x_s = reverse_chain(step.teacher, x_s, jump[1:], step.noise)
         scale = edm_weight(sigma_s, step.sigma_data)
 
         def loss(x0_s: Tensor, x0_t: Tensor) -> Tensor:
@@ -110,6 +114,4 @@ class Consistency(Term):
         if self.gradient == "both":
             points, levels = torch.cat([x_s, x_t]), torch.cat([sigma_pair, sigma_t])
             return Query(points, levels, lambda x0: loss(x0[: len(x_s)], x0[len(x_s) :]), sigma_s)
-        with torch.no_grad():
-            target = step.teacher(x_t, sigma_t)
         return Query(x_s, sigma_pair, lambda x0: loss(x0, target), sigma_s)
