@@ -52,9 +52,9 @@ NAMES = {
 CURVES: dict[type[Sampler], Sequence[int]] = {
     Heun: (18, 10, 6, 4),
     DEIS: (18, 12, 10, 8, 6),
-    DPMSolverPP2M: (18, 12, 8, 6),
+    DPMSolverPP2M: (18, 12, 8),
     Euler: (18, 12),
-    SDEDPMSolverPP2M: (18, 12),
+    SDEDPMSolverPP2M: (18,),
     Ancestral: (18,),
 }
 """Numbers of levels. The first of all is the yardstick: 18 levels, which are 35 evaluations, of Heun's method."""
@@ -68,7 +68,7 @@ class Setting:
         denoiser: The network, on the benchmark's device.
         item: Shape of a sample.
         images: Clean ones, uint8 ``(N, C, H, W)``.
-        num: Samples of which the distance is taken, at least two chunks for a standard error.
+        num: Samples of which the distance is taken, more than features for a standard error.
         near: Samples whose distance from the end of the flow is taken.
         reference: Clean images of which the distance is taken.
         fine: Levels of Heun's method that stand for the end of the flow.

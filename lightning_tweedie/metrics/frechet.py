@@ -35,16 +35,15 @@ def gaussian_frechet_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov
     if not all(bool(x.isfinite().all()) for x in (mean_a, cov_a, mean_b, cov_b)):
         return mean_a.new_tensor(torch.nan)
     # Any factor of cov_a in place of its symmetric root gives the same eigenvalues, and Cholesky's is had much faster.
-    # The two covariances can change places: fewer images than features make that of one set singular, not the other's.
     factor, failed = torch.linalg.cholesky_ex(cov_a)
-    other = cov_b
     if failed:
-        factor, failed = torch.linalg.cholesky_ex(cov_b)
-        other = cov_a
+        # Of few images it is singular, that of the other set need not be: they can change places.
+        cov_a, cov_b = cov_b, cov_a
+        factor, failed = torch.linalg.cholesky_ex(cov_a)
     if failed:
-        values, vectors = torch.linalg.eigh(cov_b)
+        values, vectors = torch.linalg.eigh(cov_a)
         factor = vectors * values.clamp(min=0).sqrt()
-    product = torch.linalg.eigvalsh(factor.mT @ other @ factor).clamp(min=0)
+    product = torch.linalg.eigvalsh(factor.mT @ cov_b @ factor).clamp(min=0)
     return (mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * product.sqrt().sum()
 
 
