@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_tweedie.errors import UserError
 
-__all__ = ["LevelDistribution", "LogNormal", "LogUniform", "edm_levels"]
+__all__ = ["LevelDistribution", "LogNormal", "LogUniform", "edm_levels", "logistic_levels"]
 
 
 class LevelDistribution(ABC):
@@ -127,6 +127,32 @@ def edm_levels(steps: int, sigma_min: Tensor | float, sigma_max: Tensor | float,
     """
     high = torch.as_tensor(sigma_max, dtype=torch.float64) ** (1 / rho)
     low = torch.as_tensor(sigma_min, dtype=torch.float64, device=high.device) ** (1 / rho)
+    return _even(steps, low, high) ** rho
+
+
+def logistic_levels(steps: int, sigma_min: Tensor | float, sigma_max: Tensor | float, rho: float = 2.0) -> Tensor:
+    """A grid that is dense where data are formed, from ``sigma_max`` down to ``sigma_min``.
+
+    Levels are evenly spaced in ``sigma^(1/rho) / (1 + sigma^(1/rho))``: quantiles of a logistic law of ``ln sigma``
+    with mean 0 and scale ``rho``. Below 1, half of the range of data, it is much like EDM's grid; far above, where
+    a sample is nearly noise and nothing is decided, it has few levels.
+
+    Args:
+        steps: Number of levels, at least 1 (a single level is ``sigma_max``).
+        sigma_min: Last level, ``> 0``; a number or ``(B,)``.
+        sigma_max: First level; a number or ``(B,)``.
+        rho: Scale of the law; the larger, the more levels at both ends.
+
+    Returns:
+        Descending levels, float64 ``(steps,)`` or ``(steps, B)``.
+    """
+    high = (torch.as_tensor(sigma_max, dtype=torch.float64).log() / rho).sigmoid()
+    low = (torch.as_tensor(sigma_min, dtype=torch.float64, device=high.device).log() / rho).sigmoid()
+    return (rho * _even(steps, low, high).logit()).exp()
+
+
+def _even(steps: int, low: Tensor, high: Tensor) -> Tensor:
+    """Evenly spaced from ``high`` down to ``low``, ``(steps,)`` or ``(steps, B)``."""
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64, device=high.device)
     ramp = ramp.reshape(-1, *[1] * torch.broadcast_tensors(high, low)[0].ndim)
-    return (high + ramp * (low - high)) ** rho
+    return high + ramp * (low - high)

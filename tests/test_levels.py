@@ -1,4 +1,4 @@
-"""Training levels have exactly their truncated law; sampling grids are EDM's."""
+"""Training levels have exactly their truncated law; sampling grids are evenly spaced in what they say."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from lightning_tweedie.errors import UserError
-from lightning_tweedie.levels import LogNormal, LogUniform, edm_levels
+from lightning_tweedie.levels import LogNormal, LogUniform, edm_levels, logistic_levels
 
 LOG_NORMAL, LOG_UNIFORM = LogNormal(mean=-1.2, std=1.2), LogUniform(0.01, 10.0)
 UNTRUNCATED = [
@@ -73,9 +73,17 @@ def test_edm_levels_are_evenly_spaced_in_the_rho_th_root():
     torch.testing.assert_close(steps, steps[:1].expand(17))
 
 
-def test_edm_levels_per_item_are_the_grids_of_the_items():
+def test_logistic_levels_are_quantiles_of_equal_probability():
+    grid = logistic_levels(12, 0.01, 80.0, rho=2.0)
+    torch.testing.assert_close(grid[[0, -1]], torch.tensor([80.0, 0.01], dtype=torch.float64))
+    shares = torch.from_numpy(stats.logistic(loc=0, scale=2).cdf(grid.log().numpy()))
+    torch.testing.assert_close(shares.diff(), (shares[-1:] - shares[:1]).expand(11) / 11)
+
+
+@pytest.mark.parametrize("levels", [edm_levels, logistic_levels])
+def test_grids_per_item_are_those_of_the_items(levels):
     tops = torch.tensor([0.5, 2.0])
-    grid = edm_levels(5, 0.01, tops)
+    grid = levels(5, 0.01, tops)
     for column, top in zip(grid.T, tops, strict=True):
-        torch.testing.assert_close(column, edm_levels(5, 0.01, top))
-    assert edm_levels(1, 0.01, 3.0).tolist() == pytest.approx([3.0])
+        torch.testing.assert_close(column, levels(5, 0.01, top))
+    assert levels(1, 0.01, 3.0).tolist() == pytest.approx([3.0])

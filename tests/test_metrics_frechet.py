@@ -53,9 +53,9 @@ def test_distance_of_commuting_gaussians() -> None:
     torch.testing.assert_close(got, (m_a - m_b).square().sum() + (s_a - s_b).square().sum())
 
 
-@pytest.mark.parametrize("rank", [40, 7])  # 7: singular, as with fewer images than features
-def test_distance_agrees_with_the_product_of_covariances(rank: int) -> None:
-    a, b = random_covariance(20, rank, 0), random_covariance(20, rank, 1)
+@pytest.mark.parametrize("ranks", [(40, 40), (7, 7), (7, 40), (40, 7)])  # 7: singular, as with too few images
+def test_distance_agrees_with_the_product_of_covariances(ranks: tuple[int, int]) -> None:
+    a, b = (random_covariance(20, rank, seed) for seed, rank in enumerate(ranks))
     zero = torch.zeros(20, dtype=torch.float64)
     root = torch.linalg.eigvals(a @ b).real.clamp(min=0).sqrt().sum()
     # A zero eigenvalue of 1e-16 becomes 1e-8 under the root.

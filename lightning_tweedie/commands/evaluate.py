@@ -77,7 +77,7 @@ def evaluate(
             seed; all when left out.
         num_reference: How many of the reference images, or noisy ones, are used, chosen by the seed; all when left out.
             Memorisation always looks through all clean images of --data, or through all of --reference without them.
-        sampler: Solvers of the reverse process: heun, euler, dpmsolver++, ancestral,
+        sampler: Solvers of the reverse process: heun, euler, dpmsolver++, deis, ancestral,
             sde-dpmsolver++.
         steps: Numbers of noise levels.
         sigma_max: The first of them. A distilled generator wants its sigma_init here, and one step.

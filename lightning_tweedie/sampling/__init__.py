@@ -2,9 +2,10 @@
 
 from lightning_tweedie.sampling.posterior import one_step, posterior_samples
 from lightning_tweedie.sampling.sample import sample
-from lightning_tweedie.sampling.samplers import Ancestral, DPMSolverPP2M, Euler, Heun, Sampler, SDEDPMSolverPP2M
+from lightning_tweedie.sampling.samplers import DEIS, Ancestral, DPMSolverPP2M, Euler, Heun, Sampler, SDEDPMSolverPP2M
 
 __all__ = [
+    "DEIS",
     "Ancestral",
     "DPMSolverPP2M",
     "Euler",
