@@ -96,6 +96,7 @@ def test_own_classes_by_class_path(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "        self.factor = factor\n"
     )
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # to which the command line adds this folder
     config = yaml.safe_load(RING)
     config["data"] = {
         "class_path": "galaxies.Galaxies",
