@@ -84,6 +84,15 @@ def run(folder: Path, command: str, *options: str, config: str = RING) -> int:
     return main([command, "--config", str(path), "--runs", str(folder / "runs"), *options])
 
 
+DIGITS_WITHOUT_DATA = DIGITS.partition("data:\n")[0] + "trainer:\n" + DIGITS.partition("trainer:\n")[2]
+
+
+def trained_digits(folder: Path) -> Path:
+    """The checkpoint of grey images of 28 x 28 that a training of one step has left in a folder."""
+    assert run(folder, "fit", "--trainer.max_steps=1", config=DIGITS) == 0
+    return folder / "runs/digits/fit_0/checkpoints/last.ckpt"
+
+
 def checkpoint(path: Path) -> dict[str, Any]:
     return torch.load(path, weights_only=True)
 

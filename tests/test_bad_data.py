@@ -15,7 +15,7 @@ import pytest
 import tifffile
 import torch
 from astropy.io import fits
-from command_line import DIGITS, run
+from command_line import DIGITS_WITHOUT_DATA, trained_digits
 from PIL import Image
 
 from lightning_tweedie.cli import main
@@ -34,9 +34,7 @@ EXPORT = "export --ckpt_path last.ckpt --out out --num 0"
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of grey images of 28 x 28."""
-    folder = tmp_path_factory.mktemp("trained")
-    assert run(folder, "fit", "--trainer.max_steps=1", config=DIGITS) == 0
-    return folder / "runs/digits/fit_0/checkpoints/last.ckpt"
+    return trained_digits(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture
@@ -46,9 +44,7 @@ def place(tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     (tmp_path / "images").mkdir()
     for number in range(12):
         save(f"images/{number:02}.png")
-    (tmp_path / "tiny.yaml").write_text(
-        DIGITS.partition("data:\n")[0] + "trainer:\n" + DIGITS.partition("trainer:\n")[2]
-    )
+    (tmp_path / "tiny.yaml").write_text(DIGITS_WITHOUT_DATA)
     shutil.copy(trained, "last.ckpt")
     return tmp_path
 

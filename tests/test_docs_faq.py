@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command_line import DIGITS, run
+from command_line import DIGITS, DIGITS_WITHOUT_DATA, trained_digits
 from PIL import Image
 
 from lightning_tweedie import files
@@ -31,9 +31,7 @@ FIT = (
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("trained")
-    assert run(folder, "fit", "--trainer.max_steps=1", config=DIGITS) == 0
-    return folder / "runs/digits/fit_0/checkpoints/last.ckpt"
+    return trained_digits(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture
@@ -43,8 +41,7 @@ def here(tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     Path("photos").mkdir()
     for number in range(20):
         picture(number, (28, 28))
-    without_data = DIGITS.partition("data:\n")[0] + "trainer:\n" + DIGITS.partition("trainer:\n")[2]
-    Path("tiny.yaml").write_text(without_data)
+    Path("tiny.yaml").write_text(DIGITS_WITHOUT_DATA)
     shutil.copy(trained, "last.ckpt")
     return tmp_path
 
