@@ -69,7 +69,7 @@ def test_a_generator_is_measured_by_its_samples_alone() -> None:
     from cells import Cell
     from oracle import run_oracle
 
-    found = run_oracle(Cell("ring", "distilled", 0, 20, 32))
+    found = run_oracle(Cell("ring", "distilled", 0, 20, 32, 50))
     assert {way: set(metrics) for way, metrics in found["measured"].items()} == {
         "one step": {"sliced_wasserstein", "proximal_sliced_wasserstein", "spread"}
     }
@@ -127,7 +127,7 @@ def test_a_cell_that_fails_is_named_and_the_others_are_run(tmp_path: Path) -> No
         capture_output=True,
         text=True,
     )
-    assert told.returncode == 1 and "ring-nonlocal_means-seed0-20x32 failed: see" in told.stderr
+    assert told.returncode == 1 and "ring-nonlocal_means-seed0-20x32-10000 failed: see" in told.stderr
     assert "noisy as if clean" in told.stdout
 
 

@@ -98,11 +98,11 @@ def finished(
 
 def others(before: Sequence[dict[str, Any]], cells: Sequence[Cell]) -> list[dict[str, Any]]:
     """Rows that are there already, of the same budget, but were not asked for now: they stay."""
-    names, budgets = {cell.name for cell in cells}, {(cell.steps, cell.batch) for cell in cells}
+    names, budgets = {cell.name for cell in cells}, {(cell.steps, cell.batch, cell.num) for cell in cells}
     return [
         row
         for row in before
-        if (row["steps"], row["batch"]) in budgets
+        if (row["steps"], row["batch"], row["num"]) in budgets
         and Cell(**{name: row[name] for name in Cell.__dataclass_fields__}).name not in names
         and row.get("config") == method_config(row["method"])
     ]
@@ -124,6 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, help="how many; the preset's number when absent")
     parser.add_argument("--steps", type=int, help="the preset's when absent")
     parser.add_argument("--batch", type=int, help="the preset's when absent")
+    parser.add_argument("--num", type=int, help="samples that are measured; the preset's when absent")
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time, each on one core")
     parser.add_argument("--minutes", type=float, help="stop training images after so many and go on in the next call")
     parser.add_argument("--known", action="store_true", help="run nothing: tables and plots of the finished cells")
@@ -145,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if unknown := {*(args.problems or ())} - {*preset.problems}:
         parser.error(f"{sorted(unknown)} is no problem of {args.preset}: choose from {', '.join(preset.problems)}")
     cells = [
-        Cell(problem, method, seed, args.steps or preset.steps, args.batch or preset.batch)
+        Cell(problem, method, seed, args.steps or preset.steps, args.batch or preset.batch, args.num or preset.num)
         for seed in range(args.seeds or preset.seeds)
         for problem in args.problems or preset.problems
         for method in args.methods or preset.methods

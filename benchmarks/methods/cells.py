@@ -20,6 +20,7 @@ class Cell:
         seed: Of the data, the weights and the training.
         steps: Optimiser steps.
         batch: Items in each.
+        num: Samples that are measured.
     """
 
     problem: str
@@ -27,18 +28,19 @@ class Cell:
     seed: int
     steps: int
     batch: int
+    num: int
 
     @property
     def name(self) -> str:
         """Of its file."""
-        return f"{self.problem}-{self.method}-seed{self.seed}-{self.steps}x{self.batch}"
+        return f"{self.problem}-{self.method}-seed{self.seed}-{self.steps}x{self.batch}-{self.num}"
 
     @classmethod
     def read(cls, name: str) -> Cell:
         """The cell of that name."""
-        problem, method, seed, size = name.split("-")
+        problem, method, seed, size, num = name.split("-")
         steps, batch = size.split("x")
-        return cls(problem, method, int(seed.removeprefix("seed")), int(steps), int(batch))
+        return cls(problem, method, int(seed.removeprefix("seed")), int(steps), int(batch), int(num))
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Preset:
         methods: The methods that make sense there.
         steps: Optimiser steps.
         batch: Items in each.
+        num: Samples that are measured.
         seeds: How many.
         metric: What the plots show.
         about: What the figures are, for the page.
@@ -61,6 +64,7 @@ class Preset:
     methods: tuple[str, ...]
     steps: int
     batch: int
+    num: int
     seeds: int
     metric: str
     about: str
@@ -69,14 +73,14 @@ class Preset:
 ORACLE = (
     "The network is an MLP of 3 x 256 units. Excess risk is $E|D - D^*|^2 / E|x_0 - D^*|^2$ by noise level, 0 for the "
     "exact denoiser $D^*$; restored is the root mean square error of one-step estimates of fresh noisy data, as a "
-    "multiple of their noise; sliced Wasserstein is the distance of 10,000 samples from as many fresh data along 128 "
+    "multiple of their noise; sliced Wasserstein is the distance of samples from as many fresh data along 128 "
     "directions, proximal sliced Wasserstein that of samples with noise added from held-out noisy data, for which no "
     "clean datum is needed; spread is the root mean square distance of samples from the nearest centre, as a multiple "
     "of the clean data's."
 )
 IMAGES = (
-    "FD is the Fréchet distance of samples from clean training images in the features of EfficientNet-Lite0 at 96 x "
-    "96, proximal FD that of samples with noise added from the noisy training images, for which no clean image is "
+    "FD is the Fréchet distance of samples from 10,000 clean training images in the features of EfficientNet-Lite0 at "
+    "96 x 96, proximal FD that of samples with noise added from the noisy training images, for which no clean image is "
     "needed; PSNR is of restored held-out images: by the one-step estimate, by one posterior draw and by the mean of "
     "three."
 )
@@ -88,6 +92,7 @@ PRESETS = {
         methods=tuple(name for name in METHODS if name != "nonlocal_means"),
         steps=8000,
         batch=512,
+        num=10_000,
         seeds=3,
         metric="sliced_wasserstein",
         about=ORACLE,
@@ -101,6 +106,7 @@ PRESETS = {
         methods=("clean", "ambient", "consistency", "replay", "default"),
         steps=3000,
         batch=512,
+        num=10_000,
         seeds=1,
         metric="sliced_wasserstein",
         about=f"The noise has the same variance throughout, and methods take it for white Gaussian noise. {ORACLE}",
@@ -112,6 +118,7 @@ PRESETS = {
         methods=tuple(name for name in METHODS if name != "distilled"),
         steps=1500,
         batch=32,
+        num=2000,
         seeds=1,
         metric="fd_efficientnet-lite0-96",
         about=f"The network is a U-Net with 0.9 million weights at 14 x 14 after space-to-depth. {IMAGES}",
@@ -122,6 +129,7 @@ PRESETS = {
         methods=("clean", "ambient", "consistency", "replay", "default"),
         steps=20_000,
         batch=256,
+        num=2000,
         seeds=1,
         metric="fd_efficientnet-lite0-96",
         about=f"The network is a U-Net with 35 million weights. {IMAGES}",

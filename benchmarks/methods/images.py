@@ -156,7 +156,8 @@ def run_images(cell: Cell, folder: Path, minutes: float | None = None) -> dict[s
     command(
         *("evaluate", "--ckpt_path", str(checkpoint), "--data", str(folder / "data.yaml")),
         *("--metrics", "fid,proximal_fid,restoration", "--extractor", EXTRACTOR, "--sampling", ",".join(samplings)),
-        *("--sampler", "dpmsolver++", "--steps", "20", "--num", "2000", "--num_reference", "10000", "--draws", "3"),
+        *("--sampler", "dpmsolver++", "--steps", "20", "--draws", "3"),
+        *("--num", str(cell.num), "--num_reference", "10000"),
         *("--out", str(folder / "result.json"), "--seed", str(cell.seed), "--overwrite", "true"),
     )
     for sampling in samplings:

@@ -75,7 +75,8 @@ def page(rows: Rows, preset: Preset, source: str, command: str) -> str:
         f"# {preset.title}",
         "",
         f"Made by `{command}`, which goes on where it was, on {first['device']}: {first['steps']:,} steps of "
-        f"{first['batch']} ({first['images_seen']:,} items seen) for every method, {over}. {preset.about} All figures "
+        f"{first['batch']} ({first['images_seen']:,} items seen) for every method, {over}; "
+        f"{first['num']:,} samples of each are measured. {preset.about} All figures "
         f"are in [{source}]({source}).",
         "",
         f"![Quality by noise level]({stem}_levels.png)",

@@ -136,12 +136,16 @@ class Turns(Callback):
 
 
 def batch_size(seconds: float) -> int:
-    """Items with which a step takes so long, about."""
-    data = Data(sigma=0.3, batch_size=32)
-    data.setup("fit")
-    step = Bare(data)
-    block_seconds(step, 3)
-    return max(4, min(512, round(32 * seconds / block_seconds(step, 10))))
+    """Items with which a step takes about so long, from the times of a small and a larger batch."""
+    times = []
+    for count in (sizes := (4, 32)):
+        data = Data(sigma=0.3, batch_size=count)
+        data.setup("fit")
+        step = Bare(data)
+        block_seconds(step, 5)
+        times.append(block_seconds(step, 20))
+    each = (times[1] - times[0]) / (sizes[1] - sizes[0])
+    return max(1, min(512, round(sizes[0] + (seconds - times[0]) / each)))
 
 
 def rows(quick: bool = False) -> list[Row]:
