@@ -124,6 +124,14 @@ def test_the_autocorrelation_of_a_blur(clean: Tensor) -> None:
     assert max(abs(rho) for line in white.autocorrelation for rho in line) < 0.05
 
 
+def test_few_images_of_white_noise_are_not_called_correlated() -> None:
+    for seed in range(20):
+        found = whiteness(patches_of(torch.randn(4, 1, 40, 40, generator=torch.Generator().manual_seed(seed))))
+        assert not found.fault
+        # About what the 64 flattest patches, which overlap by half, can tell.
+        assert 0.015 < found.standard_error[0] < 0.06
+
+
 def rounded(images: Tensor) -> Tensor:
     return (images * 127.5).round() / 127.5
 

@@ -13,8 +13,9 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from lightning_tweedie.noise.estimation import HIGH, LOW, bootstrap, flatness, quietest
+from lightning_tweedie.noise.estimation import HIGH, LOW, OVERLAP, bootstrap, flatness, quietest
 from lightning_tweedie.noise.patches import SIDE, Patches, cosine_basis
+from lightning_tweedie.randomness import item_generator
 
 __all__ = [
     "LAGS",
@@ -35,6 +36,8 @@ LAGS = 3
 
 #: Standard errors from which on a departure is certain.
 _CERTAIN = 4.0
+#: Of white noise, by which the scatter of its own autocorrelation is known to a tenth.
+_DRAWS = 50
 #: What is less does no harm worth a word: autocorrelation at lag 1; correlation between channels; change of the
 #: variance over the range of the data; share of the values at an end; share of the variance that is due to rounding.
 _CORRELATED, _SHARED, _CHANGES, _CUT, _ROUNDED = 0.08, 0.1, 0.25, 0.005, 0.05
@@ -88,7 +91,8 @@ def whiteness(patches: Patches, seed: int = 0) -> Whiteness:
         power = (shares[:, None, None] * patches.energies[chosen].double()).sum(0)
         return _autocorrelation(_smooth(power))[:, 0]
 
-    error = bootstrap(patches, lag_one, seed)
+    # Few images may be alike by accident.
+    error = bootstrap(patches, lag_one, seed).clamp(min=_scatter(len(quietest(order)[0]), patches, seed))
     found = lag_one(None)
     fault = bool(((found.abs() > _CORRELATED) & (found.abs() > _CERTAIN * error)).any())
     if fault:
@@ -101,6 +105,14 @@ def whiteness(patches: Patches, seed: int = 0) -> Whiteness:
         rho, sigma, reach = _autocorrelation(_smooth(patches.energies[chosen].double().mean(0))), None, 0
     rows, columns = (tuple(line) for line in rho.tolist())
     return Whiteness((rows, columns), (float(error[0]), float(error[1])), sigma, reach, fault)
+
+
+def _scatter(count: int, patches: Patches, seed: int) -> float:
+    """Standard error of the autocorrelation at lag 1 in so many patches of white noise."""
+    freedom = max(1.0, OVERLAP * count * patches.coefficients.shape[1])
+    draw = item_generator(seed, "noise/whiteness", 0)
+    powers = torch.from_numpy(draw.chisquare(freedom, (_DRAWS, SIDE, SIDE)))
+    return float(torch.stack([_autocorrelation(_smooth(power))[:, 0] for power in powers]).std())
 
 
 def _smooth(power: Tensor) -> Tensor:

@@ -37,14 +37,14 @@ HIGH = _SUM >= SIDE
 """The frequencies of a patch in which noise is measured, ``(8, 8)``."""
 LOW = (_SUM > 0) & ~HIGH
 """Those by which patches are chosen."""
+OVERLAP = 0.25
+"""Patches that overlap by half count this much as independent ones."""
 
 #: The share of all patches that is taken, and at least so many.
 _SHARE, _FEWEST = 0.02, 64
 #: From one image alone, where there are few.
 _SHARE_OF_ONE, _FEWEST_OF_ONE = 0.1, 16
 _RESAMPLES = 50
-#: Patches that overlap by half count this much as independent ones.
-_OVERLAP = 0.25
 #: In units of sigma: that far from an end where values were cut off, the noise is whole.
 _MARGIN = 3.0
 
@@ -177,7 +177,7 @@ def estimate_noise(patches: Patches, seed: int = 0) -> NoiseEstimate:
     order = flatness(patches)
     sigma = _level(patches, order)
     error = float(bootstrap(patches, lambda counts: torch.tensor(_level(patches, order, counts)), seed))
-    independent = max(1.0, _OVERLAP * len(quietest(order)[0]) * patches.coefficients.shape[1])
+    independent = max(1.0, OVERLAP * len(quietest(order)[0]) * patches.coefficients.shape[1])
     least = sigma / math.sqrt(2 * independent * int(HIGH.sum()))
     return NoiseEstimate(sigma, max(least, error if math.isfinite(error) else 0.0), _per_image(patches), whole)
 
