@@ -157,7 +157,7 @@ def run_images(cell: Cell, folder: Path, minutes: float | None = None) -> dict[s
         *("evaluate", "--ckpt_path", str(checkpoint), "--data", str(folder / "data.yaml")),
         *("--metrics", "fid,proximal_fid,restoration", "--extractor", EXTRACTOR, "--sampling", ",".join(samplings)),
         *("--sampler", "dpmsolver++", "--steps", "20", "--draws", "3"),
-        *("--num", str(cell.num), "--num_reference", "10000"),
+        *("--num", str(cell.num), "--num_reference", "10000", "--num_restored", str(min(64, cell.num))),
         *("--out", str(folder / "result.json"), "--seed", str(cell.seed), "--overwrite", "true"),
     )
     for sampling in samplings:
