@@ -474,6 +474,23 @@ def test_replay_replaces_the_oldest_draws_first_and_keeps_its_state(place, tmp_p
     assert not list(tmp_path.iterdir())  # nothing is left behind, even if the process is killed
 
 
+def test_no_draw_is_older_than_four_batches_take_to_replace_them():
+    def batch(k: int, count: int = 4) -> Step:
+        x_n, sigma_n = torch.full((count, 1), float(k)), torch.full((count,), 0.0101)
+        return Step(x_n, sigma_n, lambda x, sigma: x, torch.tensor(0.5), generator(k))
+
+    term = PosteriorReplay(start=0, refresh=0.5)
+    for k in range(12):
+        term.query(batch(k))
+    assert term.buffer.draws.round().flatten().tolist() == [float(k) for k in (4, 6, 8, 10) for _ in range(4)]
+    # Resumed with another batch, the buffer stays as it is.
+    restored = PosteriorReplay(start=0, refresh=0.5)
+    restored.load_state_dict(copy.deepcopy(term.state_dict()))
+    for each in (term, restored):
+        each.query(batch(12, 2))
+    assert torch.equal(term.buffer.draws, restored.buffer.draws) and len(restored.buffer.draws) == 16
+
+
 def test_a_buffer_on_disk_is_in_a_file_that_must_fit(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     buffer = DrawBuffer(1000, "disk")

@@ -22,11 +22,11 @@ class DrawBuffer:
     """Draws with the noise level of the datum behind each; the oldest are replaced first.
 
     Args:
-        capacity: Number of draws kept.
+        capacity: Number of draws kept; if null, to be set before the first are written, or that of a checkpoint.
         place: Where. Files are in the system's folder for temporary ones (``TMPDIR``), and gone with the process.
     """
 
-    def __init__(self, capacity: int, place: Place = "device") -> None:
+    def __init__(self, capacity: int | None, place: Place = "device") -> None:
         self.capacity = capacity
         self.place = place
         self.draws: Tensor | None = None
@@ -36,12 +36,12 @@ class DrawBuffer:
     @property
     def filled(self) -> int:
         """Number of draws that are there."""
-        return min(self.written, self.capacity)
+        return min(self.written, self.capacity or 0)
 
     @property
     def is_full(self) -> bool:
         """Whether it has been filled once."""
-        return self.written >= self.capacity
+        return self.capacity is not None and self.written >= self.capacity
 
     def _empty(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         if self.place != "disk":
@@ -62,6 +62,7 @@ class DrawBuffer:
 
     def write(self, draws: Tensor, levels: Tensor) -> None:
         """Adds draws ``(K, *shape)`` with their levels ``(K,)``; of more than fit the first are taken."""
+        assert self.capacity is not None
         draws, levels = draws[: self.capacity], levels[: self.capacity]
         device = draws.device if self.place == "device" else torch.device("cpu")
         if self.draws is None or self.levels is None:
@@ -96,5 +97,6 @@ class DrawBuffer:
         self.draws = None
         if state["draws"] is not None:
             theirs = state["draws"]
+            self.capacity = len(theirs) if self.capacity is None else self.capacity
             self.draws = self._empty(theirs.shape, theirs.dtype, theirs.device)
             self.draws.copy_(theirs)

@@ -19,6 +19,7 @@ from lightning_tweedie.sampling import DPMSolverPP2M, Sampler
 __all__ = ["PosteriorReplay"]
 
 _LAST = 20  # draws end at a twentieth of the noise, where what is left of it is 1/400 of its variance
+_BATCHES = 4  # of draws are kept
 _REFERENCE = 1024  # draws that stand for each other
 
 
@@ -51,8 +52,10 @@ class PosteriorReplay(Term):
         start: Share of the training after which it sets in: ambient score matching first.
         ramp: Share of the training over which the weight then grows.
         share: Number of replayed items per item of the batch. The ambient term gets as many less.
-        capacity: Number of draws kept; oldest replaced first. The buffer is held on the training
-            device unless ``place`` says otherwise, is the same on every rank, and is part of checkpoints.
+        capacity: Number of draws kept, which bounds the memory; oldest replaced first. When absent, those of four
+            batches of all ranks: none is then older than ``4 / refresh`` steps, whatever the size of a batch. The
+            buffer is held on the training device unless ``place`` says otherwise, is the same on every rank, and is
+            part of checkpoints.
         refresh: Draws made per item of the batch and step, in (0, 1]: for all items of one batch in every
             ``1 / refresh`` steps, which takes less time than a few in each. The buffer fills faster: with each batch.
         sampler: Solver of the draws; of its levels only their number counts, because they go down to a twentieth of
@@ -81,7 +84,7 @@ class PosteriorReplay(Term):
         start: float = 0.5,
         ramp: float = 0.1,
         share: float = 0.5,
-        capacity: int = 2048,
+        capacity: int | None = None,
         refresh: float = 0.125,
         sampler: Sampler | None = None,
         draw_start: float = 0.6,
@@ -91,7 +94,7 @@ class PosteriorReplay(Term):
         stable: bool = False,
     ) -> None:
         super().__init__(weight, start, ramp)
-        if share <= 0 or capacity < 1 or not 0 < refresh <= 1 or not 0 <= draw_start <= 1:
+        if share <= 0 or (capacity is not None and capacity < 1) or not 0 < refresh <= 1 or not 0 <= draw_start <= 1:
             raise UserError(
                 "PosteriorReplay needs share > 0, capacity >= 1, refresh in (0, 1] and draw_start in [0, 1], not "
                 f"share = {share}, capacity = {capacity}, refresh = {refresh}, draw_start = {draw_start}"
@@ -129,6 +132,9 @@ class PosteriorReplay(Term):
         return self.sampler(step.teacher, x, edm_levels(self.sampler.steps, level / _LAST, level), step.noise)
 
     def _renew(self, step: Step) -> None:
+        for buffer in (self.buffer, self.upcoming):
+            if buffer.capacity is None:
+                buffer.capacity = _BATCHES * len(step.x_n) * _processes()
         if self.round_steps and self.upcoming.written and self.steps % self.round_steps == 0:
             self.buffer.write(*self.upcoming.take())
         full = self.buffer.is_full
