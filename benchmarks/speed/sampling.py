@@ -205,7 +205,10 @@ def draw(cells: list[tuple[type[Sampler], int, Estimate, float]], path: Path) ->
     right.axhline(first[3], color="0.6", lw=1, ls="--", zorder=0)
     left.set(yscale="log", ylabel=f"Fréchet distance, {EXTRACTOR}")
     right.set(yscale="log", ylabel="distance from the end of the flow, RMS per pixel")
-    ticks = sorted({count for _, count, _, _ in cells})
+    ticks: list[int] = []
+    for count in sorted({count for _, count, _, _ in cells}):
+        if not ticks or count > 1.1 * ticks[-1]:  # or the numbers overlap
+            ticks.append(count)
     for axis in (left, right):
         axis.set(xscale="log", xlabel="evaluations of the network")
         axis.set_xticks(ticks, [str(tick) for tick in ticks])
