@@ -101,7 +101,7 @@ _OBJECTIVE = {
         "replay": {
             "class_path": "lightning_tweedie.objectives.PosteriorReplay",
             "init_args": {
-                **{"start": 0.25, "draw_start": 0.6, "ramp": 0.0},
+                **{"start": 0.25, "draw_start": 0.75, "ramp": 0.0},
                 **{"share": 0.375, "refresh": 0.0625, "stable": True},
             },
         },
