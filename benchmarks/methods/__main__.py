@@ -159,7 +159,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = in_order([*rows, *others(before, cells)])
     if not rows:
         raise SystemExit("no cell is finished")
-    command = shlex.join(["python", "benchmarks/methods", *(sys.argv[1:] if argv is None else argv)])
+    # Who repeats it has no finished cells.
+    asked = [each for each in (sys.argv[1:] if argv is None else argv) if each != "--known"]
+    command = shlex.join(["python", "benchmarks/methods", *asked])
     text = page(rows, preset, args.out.name if args.out else "rows", command)
     print(text)
     if args.out:

@@ -82,7 +82,8 @@ IMAGES = (
     "FD is the Fréchet distance of samples from 10,000 clean training images in the features of EfficientNet-Lite0 at "
     "96 x 96, proximal FD that of samples with noise added from the noisy training images, for which no clean image is "
     "needed; PSNR is of restored held-out images: by the one-step estimate, by one posterior draw and by the mean of "
-    "three."
+    "three. Seconds are those of the clock, also where other cells ran beside one; what a step costs is measured by "
+    "`make bench-speed`."
 )
 PRESETS = {
     "oracle": Preset(

@@ -97,6 +97,7 @@ def page(rows: Rows, preset: Preset, source: str, command: str) -> str:
             seconds, ratio = cost(rows, problem, title)
             values = " | ".join(_value(its, metric) for metric in metrics)
             memory = max(row["peak_memory_mb"] for row in its)
-            text += [f"| {title} | {values} | {1000 * seconds:.1f} | {ratio:.2f} | {memory} |"]
+            plain = f"{ratio:.2f}" if ratio == ratio else "–"
+            text += [f"| {title} | {values} | {1000 * seconds:.1f} | {plain} | {memory} |"]
         text += [""]
     return "\n".join(text)
