@@ -103,6 +103,14 @@ def test_finished_cells_are_read_and_others_are_run(tmp_path: Path) -> None:
     for plot in ("oracle_levels.png", "oracle_cost.png"):
         assert (tmp_path / plot).stat().st_size > 1000
 
+    # Of a method that has changed since, it is not taken.
+    stale = full["config"] | {"clean_fraction": 0.5}
+    cell.write_text(json.dumps([full | {"config": stale}, truncated]))
+    told = subprocess.run([*call, "--known"], capture_output=True, text=True)
+    assert "is of another ambient: move" in told.stderr and "4321" not in (tmp_path / "oracle.md").read_text()
+    cell.write_text(json.dumps([full, truncated]))
+    subprocess.run(call, check=True, capture_output=True)
+
     # In a fresh clone there are the results alone: their cells are finished too, and what is not asked for stays.
     for file in tmp_path.glob("cells/*"):
         file.unlink()

@@ -93,6 +93,9 @@ def finished(
             return []
         write_whole(path, told.stdout.encode())
     rows: list[dict[str, Any]] = json.loads(path.read_text())
+    if rows[0]["config"] != method_config(cell.method):
+        tqdm.write(f"{cell.name} is of another {cell.method}: move {path} away, and its folder", file=sys.stderr)
+        return []
     return rows
 
 
