@@ -173,7 +173,8 @@ def test_terms_may_come_and_go_when_a_run_is_resumed(tmp_path):
     more = make_module(objective=Objective(replay=PosteriorReplay(start=0.1, sampler=Ancestral(3))))
     replayed = make_trainer(tmp_path)
     replayed.fit(more, Toy(), ckpt_path=ambient)
-    assert replayed.global_step == 20 and more.objective.terms["replay"].buffer.written == 10 * 8
+    # Of the ten batches four fill its buffer, and then one in eight renews it.
+    assert replayed.global_step == 20 and more.objective.terms["replay"].buffer.written == 5 * 8
     replayed.save_checkpoint(tmp_path / "replayed.ckpt")
     less = make_module(objective=Objective())
     make_trainer(tmp_path, max_steps=25).fit(less, Toy(), ckpt_path=tmp_path / "replayed.ckpt")
