@@ -82,7 +82,8 @@ def _by_noise(rows: Rows, titles: dict[str, int], metric: str, path: Path) -> No
 
 def _by_cost(rows: Rows, titles: dict[str, int], metric: str, path: Path) -> None:
     """The main measure by the cost of a step, a panel for each problem."""
-    problems = names(rows, "problem")
+    # What a plain step takes is known where clean training was run.
+    problems = names(of(rows, method="clean"), "problem") or names(rows, "problem")
     figure, axes = _panels(len(problems))
     for axis, problem in zip(axes, problems, strict=True):
         here = of(rows, problem=problem)
