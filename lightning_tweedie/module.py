@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from typing import Any, cast
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from lightning_tweedie.checkpoint import CHECKPOINT_KEY
+from lightning_tweedie.compiler import check_compiler
 from lightning_tweedie.data.batch import NoisyBatch
 from lightning_tweedie.denoiser import Denoiser
 from lightning_tweedie.ema import EMA
@@ -108,7 +108,7 @@ class TweedieModule(LightningModule):
         if data is not None and hasattr(data, "sigma_data"):
             self._learn_from(data)
         if self._compile and not self.denoiser.is_compiled:
-            _check_compiler(self.trainer.strategy.root_device)
+            check_compiler(self.trainer.strategy.root_device, "model.compile")
             for denoiser in self.modules():
                 if isinstance(denoiser, Denoiser):
                     denoiser.compile()
@@ -352,19 +352,6 @@ class _Finite:
         if self._there is not None:
             self._there.synchronize()
         return bool(self._answer)
-
-
-def _check_compiler(device: torch.device) -> None:
-    """Compiles next to nothing, so that a machine that cannot says so before the training."""
-    unheard = time.time()  # a number that was not in the code before: what has been compiled once is kept on disk
-    try:
-        torch.compile(lambda x: x + unheard)(torch.zeros(2, device=device))
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"model.compile = true, but PyTorch cannot compile here ({type(error).__name__}: {reason}): install a C++ "
-            "compiler such as g++, with the headers of Python, or leave it out"
-        ) from error
 
 
 def _settings(denoiser: dict[str, Any]) -> dict[str, Any]:

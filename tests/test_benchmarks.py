@@ -127,6 +127,55 @@ def test_finished_cells_are_read_and_others_are_run(tmp_path: Path) -> None:
     assert again[1]["metrics"]["spread"] == full["metrics"]["spread"] and again[0] == table[0]
 
 
+def test_kinds_of_noise_stand_in_one_table(tmp_path: Path) -> None:
+    options = ["--preset", "mismatch", "--problems", "blobs", "blobs+laplace", "--methods", "ambient"]
+    options += ["--steps", "2", "--batch", "32", "--num", "50", "--cells", str(tmp_path / "cells")]
+    call = [sys.executable, str(METHODS), *options, "--out", str(tmp_path / "mismatch.json")]
+    subprocess.run(call, check=True, capture_output=True)
+    rows = {
+        (row["noise"], row["title"]): row["metrics"]["sliced_wasserstein"]
+        for row in json.loads((tmp_path / "mismatch.json").read_text())
+    }
+    text = (tmp_path / "mismatch.md").read_text()
+    table = text[text.index("## sliced wasserstein") :].splitlines()[2:6]
+    assert table[0] == "| noise | ambient | ambient, truncated |"
+    for line, kind in zip(table[2:], ("as assumed", "Laplace"), strict=True):
+        values = [rows[kind, title] for title in table[0][10:-2].split(" | ")]
+        assert line == f"| {kind} | " + " | ".join(f"{value:.3f}" for value in values) + " |"
+    assert (tmp_path / "mismatch_kinds.png").stat().st_size > 1000
+
+
+def test_the_fid_of_finished_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import images
+    from cells import Cell
+
+    calls = []
+
+    def command(*arguments: str) -> None:
+        calls.append(arguments[0])
+        options = dict(zip(arguments[1::2], arguments[2::2], strict=True))
+        assert options["--extractor"] == "inception"
+        if arguments[0] == "statistics":
+            Path(options["--out"]).touch()
+        else:
+            assert Path(options["--reference"]).name == "fashion_mnist-inception.npz"
+            rows = [
+                {"metric": metric, "sampling": sampling, "value": len(metric) + len(sampling)}
+                for metric in ("fid", "fid_n")
+                for sampling in options["--sampling"].split(",")
+            ]
+            Path(options["--out"]).write_text(json.dumps({"rows": rows}))
+
+    monkeypatch.setattr(images, "command", command)
+    for method, expected in {"ambient": {"full": 7, "truncated": 12}, "clean": {"full": 7}}.items():
+        checkpoint = tmp_path / method / "final/fit_0/checkpoints/last.ckpt"
+        checkpoint.parent.mkdir(parents=True)
+        checkpoint.touch()
+        assert images.true_fid(Cell("fashion_mnist@0.5", method, 0, 2, 4, 8), tmp_path / method) == expected
+    # The features of the clean images are computed once.
+    assert calls == ["statistics", "evaluate", "evaluate"]
+
+
 def test_a_cell_that_fails_is_named_and_the_others_are_run(tmp_path: Path) -> None:
     # Non-local means is for images.
     options = ["--problems", "ring", "--methods", "nonlocal_means", "naive", "--seeds", "1", "--steps", "20"]

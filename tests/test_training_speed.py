@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from checks import generator
@@ -11,8 +12,10 @@ from test_module import SaveAt, Toy, assert_equal, make_module, make_trainer
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
+import lightning_tweedie.compiler
 import lightning_tweedie.module
 from lightning_tweedie.checkpoint import load_denoiser
+from lightning_tweedie.commands.sample import sample
 from lightning_tweedie.denoiser import Denoiser
 from lightning_tweedie.ema import EMA
 from lightning_tweedie.errors import UserError
@@ -36,8 +39,9 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounter]:
     """Counts graphs and runs them as they are; nothing is left of them afterwards."""
     counter = CompileCounter()
     whole = Denoiser.compile
-    monkeypatch.setattr(Denoiser, "compile", lambda self: whole(self, backend=counter))
-    monkeypatch.setattr(lightning_tweedie.module, "_check_compiler", lambda device: None)
+    monkeypatch.setattr(Denoiser, "compile", lambda self, mode=None: whole(self, backend=counter))
+    for user in (lightning_tweedie.module, lightning_tweedie.compiler):
+        monkeypatch.setattr(user, "check_compiler", lambda device, setting: None)
     torch._dynamo.reset()
     yield counter
     torch._dynamo.reset()
@@ -176,6 +180,30 @@ def test_which_items_are_noisy_is_the_same_known_or_asked(sigma, size):
     denoiser = Denoiser(MLP(2, width=8), 0.5)
     found = [all_terms()(denoiser, x_n, sigma_n, generator=generator(), least=least).per_item for least in (0.0, low)]
     assert_equal(*[{name: loss for name, (_, loss) in its.items()} for its in found])
+
+
+def test_samples_of_a_compiled_network(tmp_path, compiler):
+    """The same, of full batches and of the last, which is smaller."""
+    make_trainer(tmp_path, callbacks=[SaveAt(3, tmp_path / "a.ckpt")]).fit(make_module(), Toy())
+    found = []
+    for compile in (False, True):
+        folder = tmp_path / f"compiled {compile}"
+        sample(str(tmp_path / "a.ckpt"), str(folder), num=50, steps=5, batch_size=20, compile=compile)
+        found.append(np.load(folder / "samples.npz")["samples"])
+        assert compiler.frame_count == compile
+    np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.gpu
+def test_samples_from_a_graph_of_the_gpu(tmp_path):
+    """Evaluations that are replayed write to the same memory each time: no sample may be overwritten by a later one."""
+    make_trainer(tmp_path, callbacks=[SaveAt(3, tmp_path / "a.ckpt")]).fit(make_module(), Toy())
+    found = []
+    for compile in (False, True):
+        folder = tmp_path / f"compiled {compile}"
+        sample(str(tmp_path / "a.ckpt"), str(folder), num=50, steps=5, batch_size=20, device="cuda", compile=compile)
+        found.append(np.load(folder / "samples.npz")["samples"])
+    np.testing.assert_allclose(*found, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.gpu

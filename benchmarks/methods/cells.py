@@ -81,9 +81,9 @@ ORACLE = (
 IMAGES = (
     "FD is the Fréchet distance of samples from 10,000 clean training images in the features of EfficientNet-Lite0 at "
     "96 x 96, proximal FD that of samples with noise added from the noisy training images, for which no clean image is "
-    "needed; PSNR is of restored held-out images: by the one-step estimate, by one posterior draw and by the mean of "
-    "three. Seconds are those of the clock, also where other cells ran beside one; what a step costs is measured by "
-    "`make bench-speed`."
+    "needed; FID, where it is given (`--inception`), is the same as FD in the features of Inception; PSNR is of "
+    "restored held-out images: by the one-step estimate, by one posterior draw and by the mean of three. Seconds are "
+    "those of the clock, also where other cells ran beside one; what a step costs is measured by `make bench-speed`."
 )
 PRESETS = {
     "oracle": Preset(
@@ -104,7 +104,7 @@ PRESETS = {
             *("blobs", "blobs+under25", "blobs+under10", "blobs+over10", "blobs+over25"),
             *("blobs+laplace", "blobs+uniform", "blobs+clipped", "blobs+correlated"),
         ),
-        methods=("clean", "ambient", "consistency", "replay", "default"),
+        methods=("ambient", "consistency", "replay", "default"),
         steps=3000,
         batch=512,
         num=10_000,

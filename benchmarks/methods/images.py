@@ -23,10 +23,12 @@ from lightning_tweedie.data.array import ArrayDataset
 from lightning_tweedie.data.noisy import ItemSet
 from lightning_tweedie.sampling import one_step
 
-__all__ = ["ArrayData", "Unfinished", "run_images"]
+__all__ = ["ArrayData", "Unfinished", "run_images", "true_fid"]
 
 HERE = Path(__file__).resolve().parent
 EXTRACTOR = "efficientnet-lite0-96"
+REFERENCE = 10_000
+"""Clean images that samples are compared with."""
 SHOWN = 12
 """Samples that are kept for pictures."""
 
@@ -121,6 +123,42 @@ def denoise_all(dataset: datamodules.NoisyDataModule, checkpoint: Path | None, p
     np.save(path, torch.cat([one_step(denoiser, *part) for part in parts]).numpy())
 
 
+def _samplings(cell: Cell) -> tuple[str, ...]:
+    return ("full", "truncated") if METHODS[cell.method].truncated else ("full",)
+
+
+def measure(
+    cell: Cell, folder: Path, checkpoint: Path, extractor: str, metrics: str, *options: str
+) -> list[dict[str, Any]]:
+    """The rows of ``lightning_tweedie evaluate``; samples that are there already are not made again."""
+    command(
+        *("evaluate", "--ckpt_path", str(checkpoint), "--data", str(folder / "data.yaml")),
+        *("--metrics", metrics, "--extractor", extractor, "--sampling", ",".join(_samplings(cell))),
+        *("--sampler", "dpmsolver++", "--steps", "20", "--draws", "3"),
+        *("--num", str(cell.num), "--num_reference", str(REFERENCE), "--num_restored", str(min(64, cell.num))),
+        *("--out", str(folder / "result.json"), "--seed", str(cell.seed), "--overwrite", "true", *options),
+    )
+    rows: list[dict[str, Any]] = json.loads((folder / "result.json").read_text())["rows"]
+    return rows
+
+
+def true_fid(cell: Cell, folder: Path) -> dict[str, float]:
+    """The distance of a finished cell's samples in the features of Inception, by the way of sampling.
+
+    The features of the clean images, the same for all cells, are kept beside their folders.
+    """
+    reference = folder.parent / f"{cell.problem.partition('@')[0]}-inception.npz"
+    if not reference.is_file():
+        command(
+            *("statistics", "--images", str(folder / "data.yaml"), "--extractor", "inception"),
+            *("--num", str(REFERENCE), "--out", str(reference)),
+        )
+    checkpoint = newest(folder / "final")
+    assert checkpoint is not None
+    rows = measure(cell, folder, checkpoint, "inception", "fid", "--reference", str(reference))
+    return {row["sampling"]: row["value"] for row in rows if row["metric"] == "fid"}
+
+
 def run_images(cell: Cell, folder: Path, minutes: float | None = None) -> dict[str, Any]:
     """Trains with one method and measures; the runs are kept in the folder.
 
@@ -152,18 +190,11 @@ def run_images(cell: Cell, folder: Path, minutes: float | None = None) -> dict[s
     objective = objective_config(method.objective, method.settings)
     checkpoint, more = fit("final", folder, objective, cell, steps, minutes, *given)
     memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
-    samplings = ("full", "truncated") if method.truncated else ("full",)
-    command(
-        *("evaluate", "--ckpt_path", str(checkpoint), "--data", str(folder / "data.yaml")),
-        *("--metrics", "fid,proximal_fid,restoration", "--extractor", EXTRACTOR, "--sampling", ",".join(samplings)),
-        *("--sampler", "dpmsolver++", "--steps", "20", "--draws", "3"),
-        *("--num", str(cell.num), "--num_reference", "10000", "--num_restored", str(min(64, cell.num))),
-        *("--out", str(folder / "result.json"), "--seed", str(cell.seed), "--overwrite", "true"),
-    )
+    samplings = _samplings(cell)
+    rows = measure(cell, folder, checkpoint, EXTRACTOR, "fid,proximal_fid,restoration")
     for sampling in samplings:
         (first,) = (folder / "result_samples").glob(f"*-{sampling}-seed*/00000000.npy")
         np.save(folder / f"{sampling}.npy", np.load(first)[:SHOWN])
-    rows = json.loads((folder / "result.json").read_text())["rows"]
     wanted = (f"fd_{EXTRACTOR}", f"proximal_fd_{EXTRACTOR}", "psnr_one_step", "psnr_draw", "psnr_mean")
     measured = {
         sampling: {row["metric"]: row["value"] for row in rows if row["sampling"] in (sampling, None)}

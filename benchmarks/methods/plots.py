@@ -80,6 +80,21 @@ def _by_noise(rows: Rows, titles: dict[str, int], metric: str, path: Path) -> No
     _finish(figure, axes, head(metric), path)
 
 
+def _by_kind(rows: Rows, titles: dict[str, int], path: Path) -> None:
+    """What restores and what samples, by the kind of noise."""
+    kinds = names(rows, "noise")
+    figure, axes = _panels(2)
+    for axis, metric in zip(axes, ("restored", "sliced_wasserstein"), strict=True):
+        for title, number in titles.items():
+            its = of(rows, title=title)
+            found = [_mean(of(its, noise=kind), metric) if of(its, noise=kind) else np.nan for kind in kinds]
+            axis.plot(found, label=title, **_style(number))
+        axis.set_xticks(range(len(kinds)), kinds, rotation=60, ha="right")
+        axis.grid(axis="x", color="0.9")
+        axis.set_title(head(metric))
+    _finish(figure, axes, "", path)
+
+
 def _by_cost(rows: Rows, titles: dict[str, int], metric: str, path: Path) -> None:
     """The main measure by the cost of a step, a panel for each problem."""
     # What a plain step takes is known where clean training was run.
@@ -118,6 +133,9 @@ def _samples(rows: Rows, cells: Path, path: Path) -> None:
 def plots(rows: Rows, preset: Preset, out: Path, cells: Path) -> None:
     """Writes them beside the JSON file; pictures of samples are made from the cells' folders, where they are."""
     titles = {title: number for number, title in enumerate(names(rows, "title"))}
+    if len(names(rows, "noise") if "noise" in rows[0] else []) > 1:
+        _by_kind(rows, titles, out.with_name(f"{out.stem}_kinds.png"))
+        return
     levels = out.with_name(f"{out.stem}_levels.png")
     if any(name.startswith("excess_risk_") for name in rows[0]["metrics"]):
         _excess_risks(rows, titles, levels)

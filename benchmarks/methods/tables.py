@@ -29,7 +29,7 @@ def head(metric: str) -> str:
     if metric.startswith("excess_risk_"):
         return f"risk at {metric.removeprefix('excess_risk_')}"
     name = metric.removesuffix("_efficientnet-lite0-96").replace("_", " ")
-    return name.replace("fd", "FD").replace("psnr", "PSNR")
+    return name.replace("fid", "FID").replace("fd", "FD").replace("psnr", "PSNR")
 
 
 def heading(row: dict[str, Any]) -> str:
@@ -79,6 +79,11 @@ def page(rows: Rows, preset: Preset, source: str, command: str) -> str:
         f"{first['num']:,} samples of each are measured. {preset.about} All figures "
         f"are in [{source}]({source}).",
         "",
+    ]
+    kinds = names(rows, "noise") if "noise" in first else []
+    if len(kinds) > 1:
+        return "\n".join([*text, f"![Every method by the kind of noise]({stem}_kinds.png)", "", *_by_kind(rows, kinds)])
+    text += [
         f"![Quality by noise level]({stem}_levels.png)",
         "",
         f"![Quality by cost]({stem}_cost.png)",
@@ -87,17 +92,34 @@ def page(rows: Rows, preset: Preset, source: str, command: str) -> str:
     if "@" in first["problem"]:
         text += [f"![The same seeds by every method]({stem}_samples.png)", ""]
     for problem in names(rows, "problem"):
-        here = of(rows, problem=problem)
-        metrics = list(here[0]["metrics"])
-        text += [f"## {heading(here[0])}", ""]
-        text += [f"| method | {' | '.join(map(head, metrics))} | ms per step | of a plain step | memory, MB |"]
-        text += ["|---|" + "---:|" * (len(metrics) + 3)]
-        for title in names(here, "title"):
-            its = of(here, title=title)
-            seconds, ratio = cost(rows, problem, title)
-            values = " | ".join(_value(its, metric) for metric in metrics)
-            memory = max(row["peak_memory_mb"] for row in its)
-            plain = f"{ratio:.2f}" if ratio == ratio else "–"
-            text += [f"| {title} | {values} | {1000 * seconds:.1f} | {plain} | {memory} |"]
-        text += [""]
+        text += _by_method(rows, problem)
     return "\n".join(text)
+
+
+def _by_method(rows: Rows, problem: str) -> list[str]:
+    """A line for each method."""
+    here = of(rows, problem=problem)
+    metrics = list(dict.fromkeys(metric for row in here for metric in row["metrics"]))
+    text = [f"## {heading(here[0])}", ""]
+    text += [f"| method | {' | '.join(map(head, metrics))} | ms per step | of a plain step | memory, MB |"]
+    text += ["|---|" + "---:|" * (len(metrics) + 3)]
+    for title in names(here, "title"):
+        its = of(here, title=title)
+        seconds, ratio = cost(rows, problem, title)
+        values = " | ".join(_value(its, metric) for metric in metrics)
+        memory = max(row["peak_memory_mb"] for row in its)
+        plain = f"{ratio:.2f}" if ratio == ratio else "–"
+        text += [f"| {title} | {values} | {1000 * seconds:.1f} | {plain} | {memory} |"]
+    return [*text, ""]
+
+
+def _by_kind(rows: Rows, kinds: Sequence[str]) -> list[str]:
+    """For each metric a table with a line for each kind of noise."""
+    titles, text = names(rows, "title"), []
+    for metric in rows[0]["metrics"]:
+        text += [f"## {head(metric)}", "", f"| noise | {' | '.join(titles)} |", "|---|" + "---:|" * len(titles)]
+        for kind in kinds:
+            its = [of(rows, noise=kind, title=title) for title in titles]
+            text += [f"| {kind} | {' | '.join(_value(each, metric) if each else '–' for each in its)} |"]
+        text += [""]
+    return text

@@ -93,11 +93,9 @@ class Training:
         self.x_n = 0.5 * torch.randn(self.batch, 1, 28, 28, device=device())
         self.sigma_n = torch.full((self.batch,), SIGMA_N, device=device())
         for term in self.objective.terms.values():
-            if term.name == "replay":
-                count = self.batch if quick else term.buffer.capacity  # type: ignore[union-attr]
-                term.buffer.capacity = count  # type: ignore[union-attr]
-                full = torch.randn(count, 1, 28, 28, device=device())
-                term.buffer.write(full, self.sigma_n[:1].expand(count))  # type: ignore[union-attr]
+            # The first draws are made in each step until there are enough; these steps are not measured.
+            while term.name == "replay" and not term.buffer.is_full:  # type: ignore[union-attr]
+                self.step(term.start + term.ramp / 2)  # type: ignore[operator]
 
     def step(self, progress: float) -> None:
         """One step of training."""
