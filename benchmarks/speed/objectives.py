@@ -26,7 +26,7 @@ from pairs import Row, alternate, device, single
 
 from lightning_tweedie.denoiser import Denoiser
 from lightning_tweedie.networks import UNet
-from lightning_tweedie.objectives import Objective
+from lightning_tweedie.objectives import Objective, PosteriorReplay
 
 __all__ = ["rows"]
 
@@ -93,9 +93,11 @@ class Training:
         self.x_n = 0.5 * torch.randn(self.batch, 1, 28, 28, device=device())
         self.sigma_n = torch.full((self.batch,), SIGMA_N, device=device())
         for term in self.objective.terms.values():
-            # The first draws are made in each step until there are enough; these steps are not measured.
-            while term.name == "replay" and not term.buffer.is_full:  # type: ignore[union-attr]
-                self.step(term.start + term.ramp / 2)  # type: ignore[operator]
+            if isinstance(term, PosteriorReplay):
+                # The first step with the term decides on the capacity; what the draws are is of no matter here.
+                self.step(term.start + term.ramp / 2)
+                while not term.buffer.is_full:
+                    term.buffer.write(self.x_n, self.sigma_n)
 
     def step(self, progress: float) -> None:
         """One step of training."""
