@@ -42,12 +42,12 @@ def test_networks_are_timed_and_a_peer_that_is_not_installed_is_left_out(monkeyp
 def test_phases_are_a_whole_training():
     from objectives import make_objective, phases
 
-    parts = phases(make_objective("default"))
+    parts = phases(make_objective("default", {}))
     assert [round(part.share, 3) for part in parts] == [0.25, 0.5, 0.25]
     # Replay renews its draws once in 16 steps, from its start on.
     assert [part.cycle for part in parts] == [1, 16, 16]
     for name in ("naive", "consistency", "replay_consistency", "sure"):
-        assert sum(part.share for part in phases(make_objective(name))) == pytest.approx(1)
+        assert sum(part.share for part in phases(make_objective(name, {}))) == pytest.approx(1)
 
 
 def test_objectives_are_timed_and_their_memory_measured():

@@ -21,27 +21,21 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from jsonargparse import ArgumentParser
 from pairs import Row, alternate, device, single
 
 from lightning_tweedie.denoiser import Denoiser
 from lightning_tweedie.networks import UNet
 from lightning_tweedie.objectives import Objective, PosteriorReplay
 
+HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent / "methods"))
+from registry import make_objective  # noqa: E402
+
 __all__ = ["rows"]
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CONFIGS = HERE.parents[1] / "configs"
 PLAIN = "naive"
 SIGMA_N = 0.2
-
-
-def make_objective(name: str) -> Objective:
-    """That of a file in ``configs/objective``."""
-    config = yaml.safe_load((CONFIGS / "objective" / f"{name}.yaml").read_text())
-    parser = ArgumentParser()
-    parser.add_argument("--objective", type=Objective)
-    objective: Objective = parser.instantiate(parser.parse_object({"objective": config})).objective
-    return objective.to(device())
 
 
 def make_denoiser(quick: bool) -> Denoiser:
@@ -88,7 +82,7 @@ class Training:
         self.denoiser = make_denoiser(quick)
         self.teacher = copy.deepcopy(self.denoiser).eval().requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.denoiser.parameters(), fused=True)
-        self.objective = make_objective(name)
+        self.objective = make_objective(name, {}).to(device())
         self.batch = 8 if quick else 64
         self.x_n = 0.5 * torch.randn(self.batch, 1, 28, 28, device=device())
         self.sigma_n = torch.full((self.batch,), SIGMA_N, device=device())
