@@ -95,18 +95,18 @@ _OBJECTIVE = {
     "init_args": {
         "ambient": {
             "class_path": "lightning_tweedie.objectives.AmbientScoreMatching",
-            "init_args": {"stable": True},
+            "init_args": {"weight": 2.0, "stable": True},
         },
         "consistency": None,
         "replay": {
             "class_path": "lightning_tweedie.objectives.PosteriorReplay",
             "init_args": {
                 **{"start": 0.25, "draw_start": 0.75, "ramp": 0.0},
-                **{"share": 0.375, "refresh": 0.0625, "stable": True},
+                **{"share": 0.25, "refresh": 0.0625, "stable": True},
             },
         },
         "extra": [
-            {"class_path": "lightning_tweedie.objectives.Sure", "init_args": {"share": 0.125, "stable": True}},
+            {"class_path": "lightning_tweedie.objectives.Sure", "init_args": {"share": 0.0625, "stable": True}},
         ],
     },
 }
