@@ -105,7 +105,7 @@ PRESETS = {
             *("blobs+laplace", "blobs+uniform", "blobs+clipped", "blobs+correlated"),
         ),
         methods=("ambient", "consistency", "replay", "default"),
-        steps=3000,
+        steps=2000,
         batch=512,
         num=10_000,
         seeds=1,

@@ -24,7 +24,6 @@ from lightning_tweedie.sampling import Euler, Heun, Sampler, one_step, sample
 
 __all__ = ["evaluate", "run_oracle"]
 
-LEARNING_RATE = 4e-3
 TEACHER = 15
 """Half-life of the average that teaches, in steps."""
 GENERATOR = Euler(steps=1, sigma_max=2.5)
@@ -66,7 +65,7 @@ def train(
     ema = EMA([steps / 60, TEACHER])
     ema.attach(denoiser)
     learnt = [*denoiser.parameters(), *(weight for weight in objective.parameters() if weight.requires_grad)]
-    optimizer = torch.optim.Adam(learnt, lr=LEARNING_RATE, betas=(0.9, 0.99))
+    optimizer = torch.optim.Adam(learnt, lr=problem.learning_rate, betas=(0.9, 0.99))
     # Constant, with a short rise and a fall over the last fifth.
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / 200, (steps - step) / (0.2 * steps))
