@@ -11,6 +11,7 @@ import torch
 from cells import Cell, Preset
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from tables import Rows, cost, head, heading, names, of
 
 from lightning_tweedie.pictures import panel, save
@@ -40,6 +41,14 @@ def _mean(rows: Rows, metric: str) -> float:
 def _ticks(axis: Axes, levels: list[float]) -> None:
     axis.set_xticks(levels, [f"{level:g}" for level in levels])
     axis.set_xticks([], minor=True)
+
+
+def _values(axis: Axes) -> None:
+    """Plain numbers at a logarithmic axis, several even within one power of ten."""
+    low, high = axis.get_ylim()
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9) if high < 30 * low else (1,)))
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_formatter("{x:g}")
 
 
 def _finish(figure: Figure, axes: list[Axes], label: str, path: Path) -> None:
@@ -77,6 +86,7 @@ def _by_noise(rows: Rows, titles: dict[str, int], metric: str, path: Path) -> No
         axes[0].plot(levels, [_mean(of(its, sigma_n=s), metric) for s in levels], label=title, **_style(number))
     axes[0].set(xscale="log", yscale="log", xlabel="noise of the data")
     _ticks(axes[0], sorted({row["sigma_n"] for row in rows}))
+    _values(axes[0])
     _finish(figure, axes, head(metric), path)
 
 
@@ -106,7 +116,8 @@ def _by_cost(rows: Rows, titles: dict[str, int], metric: str, path: Path) -> Non
             value = _mean(of(here, title=title), metric)
             axis.plot(cost(rows, problem, title)[1], value, label=title, **_style(titles[title]))
         axis.set(yscale="log", xlabel="cost of a step, plain steps", title=heading(here[0]))
-        axis.set_xlim(left=0)
+        axis.set_xlim(0, 1.05 * axis.get_xlim()[1])
+        _values(axis)
     _finish(figure, axes, head(metric), path)
 
 
