@@ -127,16 +127,13 @@ def _samplings(cell: Cell) -> tuple[str, ...]:
     return ("full", "truncated") if METHODS[cell.method].truncated else ("full",)
 
 
-def measure(
-    cell: Cell, folder: Path, checkpoint: Path, extractor: str, metrics: str, *options: str
-) -> list[dict[str, Any]]:
+def measure(cell: Cell, folder: Path, checkpoint: Path, *options: str) -> list[dict[str, Any]]:
     """The rows of ``lightning_tweedie evaluate``; samples that are there already are not made again."""
     command(
         *("evaluate", "--ckpt_path", str(checkpoint), "--data", str(folder / "data.yaml")),
-        *("--metrics", metrics, "--extractor", extractor, "--sampling", ",".join(_samplings(cell))),
-        *("--sampler", "dpmsolver++", "--steps", "20", "--draws", "3"),
-        *("--num", str(cell.num), "--num_reference", str(REFERENCE), "--num_restored", str(min(64, cell.num))),
-        *("--out", str(folder / "result.json"), "--seed", str(cell.seed), "--overwrite", "true", *options),
+        *("--sampling", ",".join(_samplings(cell)), "--sampler", "dpmsolver++", "--steps", "20"),
+        *("--num", str(cell.num), "--seed", str(cell.seed), *options),
+        *("--out", str(folder / "result.json"), "--overwrite", "true"),
     )
     rows: list[dict[str, Any]] = json.loads((folder / "result.json").read_text())["rows"]
     return rows
@@ -155,7 +152,8 @@ def true_fid(cell: Cell, folder: Path) -> dict[str, float]:
         )
     checkpoint = newest(folder / "final")
     assert checkpoint is not None
-    rows = measure(cell, folder, checkpoint, "inception", "fid", "--reference", str(reference))
+    options = ("--metrics", "fid", "--extractor", "inception", "--reference", str(reference))
+    rows = measure(cell, folder, checkpoint, *options)
     return {row["sampling"]: row["value"] for row in rows if row["metric"] == "fid"}
 
 
@@ -191,7 +189,10 @@ def run_images(cell: Cell, folder: Path, minutes: float | None = None) -> dict[s
     checkpoint, more = fit("final", folder, objective, cell, steps, minutes, *given)
     memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
     samplings = _samplings(cell)
-    rows = measure(cell, folder, checkpoint, EXTRACTOR, "fid,proximal_fid,restoration")
+    rows = measure(
+        *(cell, folder, checkpoint, "--metrics", "fid,proximal_fid,restoration", "--extractor", EXTRACTOR),
+        *("--num_reference", str(REFERENCE), "--num_restored", str(min(64, cell.num)), "--draws", "3"),
+    )
     for sampling in samplings:
         (first,) = (folder / "result_samples").glob(f"*-{sampling}-seed*/00000000.npy")
         np.save(folder / f"{sampling}.npy", np.load(first)[:SHOWN])
