@@ -70,7 +70,7 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / 200, (steps - step) / (0.2 * steps))
     )
-    start = time.process_time()
+    began = time.process_time()
     for step in tqdm(range(steps), mininterval=2, leave=False):
         generator = step_generator(seed, rank=0, step=step)
         which = torch.randint(len(data), (batch,), generator=generator)
@@ -83,7 +83,7 @@ def train(
         optimizer.step()
         schedule.step()
         ema.update(denoiser)
-    return ema.denoiser, (time.process_time() - start) / steps
+    return ema.denoiser, (time.process_time() - began) / steps
 
 
 @torch.no_grad()
