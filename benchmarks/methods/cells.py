@@ -110,7 +110,8 @@ PRESETS = {
         num=10_000,
         seeds=1,
         metric="sliced_wasserstein",
-        about=f"The noise has the same variance throughout, and methods take it for white Gaussian noise. {ORACLE}",
+        about=f"The noise has the same variance throughout (before clipping), and methods take it for white Gaussian noise. "
+        f"{ORACLE}",
     ),
     "small": Preset(
         title="Methods on Fashion-MNIST",

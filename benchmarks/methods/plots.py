@@ -96,14 +96,20 @@ def _by_kind(rows: Rows, titles: dict[str, int], path: Path) -> None:
     """What restores and what samples, by the kind of noise."""
     kinds = names(rows, "noise")
     figure, axes = _panels(2)
+    figure.set_size_inches(14, 6)
     for axis, metric in zip(axes, ("restored", "sliced_wasserstein"), strict=True):
         for title, number in titles.items():
             its = of(rows, title=title)
-            found = [_mean(of(its, noise=kind), metric) if of(its, noise=kind) else np.nan for kind in kinds]
-            axis.plot(found, label=title, **_style(number))
-        axis.set_xticks(range(len(kinds)), kinds, rotation=60, ha="right")
-        axis.grid(axis="x", color="0.9")
-        axis.set_title(head(metric))
+            there = [kind for kind in kinds if of(its, noise=kind)]
+            # Side by side, so that none hides another.
+            places = [kinds.index(kind) + 0.1 * (number - (len(titles) - 1) / 2) for kind in there]
+            style = _style(number) | {"ls": "", "ms": 6}
+            axis.plot(places, [_mean(of(its, noise=kind), metric) for kind in there], label=title, **style)
+        axis.set_xticks(range(len(kinds)), kinds, rotation=60, ha="right", rotation_mode="anchor")
+        axis.set_xticks(np.arange(len(kinds) - 1) + 0.5, minor=True)
+        axis.grid(axis="x", which="minor", color="0.85")
+        axis.set(title=head(metric), yscale="log")
+        _values(axis)
     _finish(figure, axes, "", path)
 
 
