@@ -110,8 +110,8 @@ PRESETS = {
         num=10_000,
         seeds=1,
         metric="sliced_wasserstein",
-        about=f"The noise has the same variance throughout (before clipping), and methods take it for white Gaussian noise. "
-        f"{ORACLE}",
+        about=f"The noise has the same variance throughout (before clipping), and methods take it for white "
+        f"Gaussian noise. {ORACLE}",
     ),
     "small": Preset(
         title="Methods on Fashion-MNIST",

@@ -107,7 +107,7 @@ def _by_method(rows: Rows, problem: str) -> list[str]:
         its = of(here, title=title)
         seconds, ratio = cost(rows, problem, title)
         values = " | ".join(_value(its, metric) for metric in metrics)
-        memory = max(row["peak_memory_mb"] for row in its)
+        memory = max(row["peak_memory_mb"] for row in its) or "–"  # where a training was there already
         plain = f"{ratio:.2f}" if ratio == ratio else "–"
         text += [f"| {title} | {values} | {1000 * seconds:.1f} | {plain} | {memory} |"]
     return [*text, ""]
