@@ -47,7 +47,7 @@ def _values(axis: Axes) -> None:
     """Plain numbers at a logarithmic axis, several even within one power of ten."""
     low, high = axis.get_ylim()
     axis.yaxis.set_major_locator(
-        LogLocator(subs=(1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9) if high < 30 * low else (1,))
+        LogLocator(subs=(1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9) if high < 100 * low else (1,))
     )
     axis.yaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_major_formatter("{x:g}")
