@@ -101,12 +101,12 @@ def finished(
 
 def add_true_fid(rows: Sequence[dict[str, Any]], folder: Path) -> None:
     """Adds what is missing of the FID to rows whose cells are in the folder, and to their files."""
-    cells = {row["command"].split()[-1] for row in rows if "@" in row["problem"] and "fid" not in row["metrics"]}
+    cells = {Cell.of(row).name for row in rows if "@" in row["problem"] and "fid" not in row["metrics"]}
     for name in tqdm(sorted(name for name in cells if (folder / f"{name}.json").is_file()), desc="FID"):
         command = [sys.executable, str(Path(__file__).parent), "--cell", name, "--cells", str(folder), "--inception"]
         told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         found = json.loads(told.stdout)
-        its = [row for row in rows if row["command"].split()[-1] == name]
+        its = [row for row in rows if Cell.of(row).name == name]
         for row in its:
             row["metrics"]["fid"] = found[row["sampling"]]
         write_whole(folder / f"{name}.json", json.dumps(its, indent=1).encode())
@@ -119,7 +119,7 @@ def others(before: Sequence[dict[str, Any]], cells: Sequence[Cell]) -> list[dict
         row
         for row in before
         if (row["steps"], row["batch"], row["num"]) in budgets
-        and Cell(**{name: row[name] for name in Cell.__dataclass_fields__}).name not in names
+        and Cell.of(row).name not in names
         and row.get("config") == method_config(row["method"])
     ]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from registry import METHODS
 
@@ -41,6 +43,11 @@ class Cell:
         problem, method, seed, size, num = name.split("-")
         steps, batch = size.split("x")
         return cls(problem, method, int(seed.removeprefix("seed")), int(steps), int(batch), int(num))
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Cell:
+        """The cell that made a row."""
+        return cls(**{name: row[name] for name in cls.__dataclass_fields__})
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from cells import Cell, Preset
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
-from tables import Rows, cost, head, heading, names, of
+from tables import Rows, cost, head, heading, kinds_of_noise, names, of
 
 from lightning_tweedie.pictures import panel, save
 
@@ -92,9 +92,8 @@ def _by_noise(rows: Rows, titles: dict[str, int], metric: str, path: Path) -> No
     _finish(figure, axes, head(metric), path)
 
 
-def _by_kind(rows: Rows, titles: dict[str, int], path: Path) -> None:
+def _by_kind(rows: Rows, kinds: list[str], titles: dict[str, int], path: Path) -> None:
     """What restores and what samples, by the kind of noise."""
-    kinds = names(rows, "noise")
     figure, axes = _panels(2)
     figure.set_size_inches(14, 6)
     for axis, metric in zip(axes, ("restored", "sliced_wasserstein"), strict=True):
@@ -134,8 +133,7 @@ def _samples(rows: Rows, cells: Path, path: Path) -> None:
     problems = names(rows, "problem")
     columns = []
     for row in of(rows, problem=problems[len(problems) // 2], seed=0):
-        cell = Cell(**{name: row[name] for name in Cell.__dataclass_fields__})
-        file = cells / cell.name / f"{row['sampling']}.npy"
+        file = cells / Cell.of(row).name / f"{row['sampling']}.npy"
         if file.is_file():
             columns.append((row["title"], torch.from_numpy(np.load(file))))
     lines = [panel(columns[k : k + 5], per_row=4, side=56) for k in range(0, len(columns), 5)]
@@ -152,8 +150,8 @@ def _samples(rows: Rows, cells: Path, path: Path) -> None:
 def plots(rows: Rows, preset: Preset, out: Path, cells: Path) -> None:
     """Writes them beside the JSON file; pictures of samples are made from the cells' folders, where they are."""
     titles = {title: number for number, title in enumerate(names(rows, "title"))}
-    if len(names(rows, "noise") if "noise" in rows[0] else []) > 1:
-        _by_kind(rows, titles, out.with_name(f"{out.stem}_kinds.png"))
+    if kinds := kinds_of_noise(rows):
+        _by_kind(rows, kinds, titles, out.with_name(f"{out.stem}_kinds.png"))
         return
     levels = out.with_name(f"{out.stem}_levels.png")
     if any(name.startswith("excess_risk_") for name in rows[0]["metrics"]):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from cells import Preset
 
-__all__ = ["Rows", "cost", "head", "heading", "names", "of", "page"]
+__all__ = ["Rows", "cost", "head", "heading", "kinds_of_noise", "names", "of", "page"]
 
 Rows = Sequence[dict[str, Any]]
 
@@ -22,6 +22,12 @@ def of(rows: Rows, **settings: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - w
 def names(rows: Rows, key: str) -> list[str]:
     """The values of a key, each once."""
     return list(dict.fromkeys(row[key] for row in rows))
+
+
+def kinds_of_noise(rows: Rows) -> list[str]:
+    """Those that the rows compare; none where it is of one kind."""
+    kinds = names(rows, "noise") if "noise" in rows[0] else []
+    return kinds if len(kinds) > 1 else []
 
 
 def head(metric: str) -> str:
@@ -80,8 +86,7 @@ def page(rows: Rows, preset: Preset, source: str, command: str) -> str:
         f"are in [{source}]({source}).",
         "",
     ]
-    kinds = names(rows, "noise") if "noise" in first else []
-    if len(kinds) > 1:
+    if kinds := kinds_of_noise(rows):
         return "\n".join([*text, f"![Every method by the kind of noise]({stem}_kinds.png)", "", *_by_kind(rows, kinds)])
     text += [
         f"![Quality by noise level]({stem}_levels.png)",
