@@ -131,7 +131,7 @@ def measure(cell: Cell, folder: Path, checkpoint: Path, *options: str) -> list[d
     """The rows of ``lightning_tweedie evaluate``; samples that are there already are not made again."""
     command(
         *("evaluate", "--ckpt_path", str(checkpoint), "--data", str(folder / "data.yaml")),
-        *("--sampling", ",".join(_samplings(cell)), "--sampler", "dpmsolver++", "--steps", "20"),
+        *("--sampling", ",".join(_samplings(cell)), "--sampler", "sde-dpmsolver++", "--steps", "20"),
         *("--num", str(cell.num), "--seed", str(cell.seed), *options),
         *("--out", str(folder / "result.json"), "--overwrite", "true"),
     )
@@ -194,7 +194,9 @@ def run_images(cell: Cell, folder: Path, minutes: float | None = None) -> dict[s
         *("--num_reference", str(REFERENCE), "--num_restored", str(min(64, cell.num)), "--draws", "3"),
     )
     for sampling in samplings:
-        (first,) = (folder / "result_samples").glob(f"*-{sampling}-seed*/00000000.npy")
+        row = next(row for row in rows if row["sampling"] == sampling)
+        solver = f"{row['sampler']}{row['steps']}"  # samples by another may be there from before
+        (first,) = (folder / "result_samples").glob(f"*-{solver}-{sampling}-seed*/00000000.npy")
         np.save(folder / f"{sampling}.npy", np.load(first)[:SHOWN])
     wanted = (f"fd_{EXTRACTOR}", f"proximal_fd_{EXTRACTOR}", "psnr_one_step", "psnr_draw", "psnr_mean")
     measured = {

@@ -101,12 +101,12 @@ _OBJECTIVE = {
         "replay": {
             "class_path": "lightning_tweedie.objectives.PosteriorReplay",
             "init_args": {
-                **{"start": 0.25, "draw_start": 0.75, "ramp": 0.0},
-                **{"share": 0.25, "refresh": 0.0625, "stable": True},
+                **{"start": 0.25, "draw_start": 0.9, "ramp": 0.0},
+                **{"share": 0.1875, "refresh": 0.25, "stable": True},
             },
         },
         "extra": [
-            {"class_path": "lightning_tweedie.objectives.Sure", "init_args": {"share": 0.0625, "stable": True}},
+            {"class_path": "lightning_tweedie.objectives.Sure", "init_args": {"share": 0.125, "stable": True}},
         ],
     },
 }
