@@ -89,9 +89,9 @@ IMAGES = (
     "FD is the Fréchet distance of samples from 10,000 clean training images in the features of EfficientNet-Lite0 at "
     "96 x 96, proximal FD that of samples with noise added from the noisy training images, for which no clean image is "
     "needed; FID, where it is given (`--inception`), is the same as FD in the features of Inception; PSNR is of "
-    "restored held-out images: by the one-step estimate, by one posterior draw and by the mean of three. All samples are "
-    "made by SDE-DPM-Solver++(2M) with 20 levels. Seconds are "
-    "those of the clock, also where other cells ran beside one; what a step costs is measured by `make bench-speed`."
+    "restored held-out images: by the one-step estimate, by one posterior draw and by the mean of three. Samples are "
+    "made by SDE-DPM-Solver++(2M) with 20 levels. Seconds are those of the clock, also where other cells ran beside "
+    "one; what a step costs is measured by `make bench-speed`."
 )
 PRESETS = {
     "oracle": Preset(
