@@ -12,7 +12,7 @@ from cells import Cell, Preset
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
-from tables import Rows, cost, head, heading, kinds_of_noise, names, of
+from tables import Rows, cost, has_levels, head, heading, kinds_of_noise, names, of
 
 from lightning_tweedie.pictures import panel, save
 
@@ -157,6 +157,7 @@ def plots(rows: Rows, preset: Preset, out: Path, cells: Path) -> None:
     if any(name.startswith("excess_risk_") for name in rows[0]["metrics"]):
         _excess_risks(rows, titles, levels)
     else:
-        _by_noise(rows, titles, preset.metric, levels)
+        if has_levels(rows):
+            _by_noise(rows, titles, preset.metric, levels)
         _samples(rows, cells, out.with_name(f"{out.stem}_samples.png"))
     _by_cost(rows, titles, preset.metric, out.with_name(f"{out.stem}_cost.png"))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from cells import Preset
 
-__all__ = ["Rows", "cost", "head", "heading", "kinds_of_noise", "names", "of", "page"]
+__all__ = ["Rows", "cost", "has_levels", "head", "heading", "kinds_of_noise", "names", "of", "page"]
 
 Rows = Sequence[dict[str, Any]]
 
@@ -28,6 +28,11 @@ def kinds_of_noise(rows: Rows) -> list[str]:
     """Those that the rows compare; none where it is of one kind."""
     kinds = names(rows, "noise") if "noise" in rows[0] else []
     return kinds if len(kinds) > 1 else []
+
+
+def has_levels(rows: Rows) -> bool:
+    """Whether the rows say how quality depends on a noise level."""
+    return "@" not in rows[0]["problem"] or len(names(rows, "problem")) > 1
 
 
 def head(metric: str) -> str:
@@ -77,8 +82,9 @@ def page(rows: Rows, preset: Preset, source: str, command: str) -> str:
     over = f"mean and standard deviation over {len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
     if any(len(names(of(rows, title=title), "seed")) < len(seeds) for title in names(rows, "title")):
         over += ", without the latter seed 0 alone"
+    length = "" if first["steps"] == preset.steps else f", {first['steps']:,} steps"
     text = [
-        f"# {preset.title}",
+        f"# {preset.title}{length}",
         "",
         f"Made by `{command}`, which goes on where it was, on {first['device']}: {first['steps']:,} steps of "
         f"{first['batch']} ({first['images_seen']:,} items seen) for every method, {over}; "
@@ -88,12 +94,9 @@ def page(rows: Rows, preset: Preset, source: str, command: str) -> str:
     ]
     if kinds := kinds_of_noise(rows):
         return "\n".join([*text, f"![Every method by the kind of noise]({stem}_kinds.png)", "", *_by_kind(rows, kinds)])
-    text += [
-        f"![Quality by noise level]({stem}_levels.png)",
-        "",
-        f"![Quality by cost]({stem}_cost.png)",
-        "",
-    ]
+    if has_levels(rows):
+        text += [f"![Quality by noise level]({stem}_levels.png)", ""]
+    text += [f"![Quality by cost]({stem}_cost.png)", ""]
     if "@" in first["problem"]:
         text += [f"![The same seeds by every method]({stem}_samples.png)", ""]
     for problem in names(rows, "problem"):
