@@ -77,7 +77,12 @@ METHODS = {
     "default_consistency": Method("default, and consistency", "default", {"consistency": _CONSISTENCY}),
     "default_draws": Method("default, by posterior draws", "default", {"replay.sampler": _STOCHASTIC}),
     "default_expectations": Method("default, expectations only", "default", {"replay.draw_start": 1.0}, truncated=True),
-    "default_late": Method("default, draws from .9 on", "default", {"replay.draw_start": 0.9}, truncated=True),
+    "default_late": Method(
+        "default, late draws, twice as many",
+        "default",
+        {"replay.draw_start": 0.9, "replay.refresh": 0.25},
+        truncated=True,
+    ),
     "default_no_sure": Method("default, without Stein's estimate", "default", {"extra": []}),
     "distilled": Method("ambient, stable, distilled", "ambient", {"ambient.stable": True}, distilled=True),
     "ambient_01": Method("ambient, 0.1 % clean", "ambient", clean_fraction=0.001),

@@ -102,7 +102,7 @@ _OBJECTIVE = {
             "class_path": "lightning_tweedie.objectives.PosteriorReplay",
             "init_args": {
                 **{"start": 0.25, "draw_start": 0.8, "ramp": 0.0},
-                **{"share": 0.1875, "refresh": 0.25, "stable": True},
+                **{"share": 0.1875, "refresh": 0.125, "stable": True},
             },
         },
         "extra": [
