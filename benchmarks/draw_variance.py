@@ -38,6 +38,14 @@ def moments(sampler: Sampler, variance: float, levels: Tensor) -> tuple[float, f
     return float(draws[0]), float(draws[1:].square().sum())
 
 
+def kept(sampler: Sampler, variance: float, levels: Tensor) -> float:
+    """The factor of ``x_n`` in the point at the last level."""
+    x, rows = torch.ones(1, 1, dtype=torch.float64), levels[:, None]
+    return float(
+        sampler.solve(lambda x, sigma: x * (variance / (variance + sigma**2))[:, None], x, rows, torch.zeros_like)
+    )
+
+
 def main() -> None:
     """Prints the table."""
     print("| solver | noise | levels | last level | variance of data / of noise | variance of draws | 50 % | 90 % |")
@@ -53,10 +61,14 @@ def main() -> None:
                 half, most = (math.erf(width * math.sqrt(scatter / error / 2)) for width in (0.67449, 1.64485))
                 figures = f"{ratio:g} | {scatter / exact:.4f} | {half:.3f} | {most:.3f}"
                 print(f"| {sampler.name} | {sigma_n} | {steps} | {last} | {figures} |")
-    # As replay makes them: 16 levels down to a twentieth of the noise.
+    # As replay makes them: 16 levels down to a twentieth of the noise, and 5 down to a quarter of it, which draws keep.
     for ratio in (0.04, 0.25, 1.0, 4.0):
         factor, _ = moments(DPMSolverPP2M(), ratio * 0.25, edm_levels(16, 0.025, 0.5))
         print(f"| dpmsolverpp2m | 0.5 | 16 | 0.025 | {ratio:g} | {factor**2 * (1 + ratio) / ratio:.4f} | | |")
+    for ratio in (0.04, 0.25, 1.0, 4.0):
+        factor = kept(DPMSolverPP2M(), ratio * 0.25, edm_levels(5, 0.125, 0.5))
+        share = factor**2 * (1 + ratio) / (ratio + 0.0625)
+        print(f"| dpmsolverpp2m | 0.5 | 5 | 0.125, kept | {ratio:g} | {share:.4f} | | |")
 
 
 if __name__ == "__main__":

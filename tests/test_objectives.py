@@ -20,7 +20,7 @@ from lightning_tweedie.correlation import Correlation
 from lightning_tweedie.denoiser import Denoiser
 from lightning_tweedie.errors import UserError
 from lightning_tweedie.kernels import normal_like, perturb, reverse_step
-from lightning_tweedie.levels import LogUniform
+from lightning_tweedie.levels import LogNormal, LogUniform
 from lightning_tweedie.networks import MLP
 from lightning_tweedie.objectives import (
     AmbientScoreMatching,
@@ -351,7 +351,7 @@ def test_replayed_data_have_the_clean_law(kind, solver):
     x_n, sigma_n = noisy_data(6000, kind, GAUSSIAN)
     term = filled_before(sigma_n, sampler=solver(40))
     term.query(Step(x_n, sigma_n, GAUSSIAN, torch.tensor(0.5), generator()))
-    assert_law(term.buffer.draws, GAUSSIAN.mean, GAUSSIAN.axes @ torch.diag(GAUSSIAN.variances) @ GAUSSIAN.axes.T)
+    assert_law(term.buffer.draws[:, 0], GAUSSIAN.mean, GAUSSIAN.axes @ torch.diag(GAUSSIAN.variances) @ GAUSSIAN.axes.T)
 
 
 @pytest.mark.parametrize(("solver", "power"), [(DPMSolverPP2M, 1), (SDEDPMSolverPP2M, 2)])
@@ -368,13 +368,73 @@ def test_a_round_along_the_flow_mends_more_than_one_with_posterior_draws(solver,
         model = GaussianOracle(torch.zeros(1, dtype=torch.float64), torch.tensor([[variance]], dtype=torch.float64))
         term = PosteriorReplay(sampler=solver(200), draw_start=0)
         step = Step(x_n, level, model, torch.tensor(0.1), generator(1))
-        return float(term.guess(step).var())
+        return float(term.guess(step)[0].var())
 
     def factor(error: float) -> float:
         """With the same random numbers on both sides, which the difference does not see."""
         return (after(s**2 * (1 + error)) - after(s**2 * (1 - error))) / (2 * error * s**2)
 
     assert factor(0.02) == pytest.approx(1 - k**power, abs=0.01)
+
+
+def test_draws_may_keep_a_share_of_their_noise():
+    """Carried down to ``residual sigma_n``, noisy data have the clean law and noise of that level, and white."""
+    x_n, sigma_n = noisy_data(6000, "a level per item", GAUSSIAN)
+    term = filled_before(sigma_n, sampler=DPMSolverPP2M(40), residual=0.3)
+    term.query(Step(x_n, sigma_n, GAUSSIAN, torch.tensor(0.5), generator()))
+    clean = GAUSSIAN.axes @ torch.diag(GAUSSIAN.variances) @ GAUSSIAN.axes.T
+    for level in (0.2, 0.5):
+        of_level = term.buffer.levels[:, 0] == level
+        assert of_level.sum() == 2000
+        draws, held = term.buffer.draws[of_level], term.buffer.levels[of_level, 1]
+        torch.testing.assert_close(held, torch.full_like(held, 0.3 * level))
+        assert_law(draws[:, 0], GAUSSIAN.mean, clean + (0.3 * level) ** 2 * torch.eye(2))
+        torch.testing.assert_close(draws[:, 1], GAUSSIAN(draws[:, 0], held))
+
+
+@pytest.mark.parametrize("perturbation", PERTURBATIONS)
+def test_the_exact_denoiser_is_a_fixed_point_above_the_noise_that_draws_keep(perturbation):
+    """And not below, where expectations are learnt, which vary less."""
+    x_n, sigma_n = noisy_data(6000)
+
+    def first(levels: LogNormal) -> Tensor:
+        term = filled_before(sigma_n, share=1, residual=0.5, sampler=SDEDPMSolverPP2M(40), levels=levels)
+        return slope(term, perturbation, x_n, sigma_n)[0]
+
+    assert_mean(first(LogNormal(sigma_min=0.2)), 0.0)
+    if perturbation == "gain":
+        with pytest.raises(AssertionError, match="standard errors off"):
+            assert_mean(first(LogNormal(sigma_min=0.1, sigma_max=0.2)), 0.0)
+
+
+def test_averaged_targets_do_not_mix_draws_that_keep_noise_with_their_expectations():
+    """All points are 5, all expectations -5, and an average of both would be between."""
+    term = PosteriorReplay(start=0, capacity=8, share=8, residual=0.5, stable=True)
+    term.buffer.write(torch.tensor([5.0, -5.0]).repeat(8, 1)[..., None], torch.tensor([0.4, 0.2]).repeat(8, 1))
+    term.steps = 1  # and nothing is due
+    step = Step(torch.zeros(8, 1), torch.full((8,), 0.4), MIXTURE, torch.tensor(0.5), generator())
+    query = term.query(step)
+    assert query is not None
+    r = torch.where(query.sigma > 0.2, (0.2 / query.sigma) ** 2, 0.0)[:, None]
+    assert 0 < (r > 0).sum() < len(r)
+    target = torch.where(r > 0, 5.0, -5.0)
+    torch.testing.assert_close(query.loss((target - r * query.x) / (1 - r)), torch.zeros(len(r)), atol=1e-6, rtol=0)
+
+
+def test_what_draws_keep_of_a_variance_that_is_not_there_goes_away_in_one_round():
+    """Data without variance, a model of variance ``v``: ``v (1 - k)`` along the flow, times ``v / (v + tau^2)``."""
+    sigma, v = 0.5, 0.03**2
+    x_n, level = sigma * torch.randn(4000, 1, generator=generator()).double(), torch.full((4000,), sigma).double()
+    model = GaussianOracle(torch.zeros(1).double(), torch.tensor([[v]]).double())
+    step = Step(x_n, level, model, torch.tensor(0.5), generator())
+
+    def left(**settings: float) -> float:
+        guess, _ = PosteriorReplay(draw_start=0, sampler=DPMSolverPP2M(400), **settings).guess(step)
+        return float(guess[:, -1].square().mean() / x_n.square().mean()) * sigma**2 / v
+
+    almost, k, r = 1 / 20 * sigma, v / (v + sigma**2), 0.2 * sigma
+    assert left() == pytest.approx((1 - k) * v / (v + almost**2), rel=0.02)
+    assert left(residual=0.2) == pytest.approx((1 - k) * v / (v + r**2), rel=0.02)
 
 
 def test_expectations_stand_in_for_draws_until_these_begin():
@@ -384,7 +444,7 @@ def test_expectations_stand_in_for_draws_until_these_begin():
 
     def kept(term: PosteriorReplay, progress: float) -> Tensor:
         term.query(Step(x_n, sigma_n, GAUSSIAN, torch.tensor(0.5), generator(), progress))
-        return term.buffer.draws.clone()
+        return term.buffer.draws[:, 0].clone()
 
     term = PosteriorReplay(start=0, capacity=60, refresh=0.5, draw_start=0.5)
     assert torch.equal(kept(term, 0.4)[:40], expectation)
@@ -433,7 +493,7 @@ def test_data_with_correlated_noise_are_replayed_with_the_clean_law():
     Objective(replay=term)(
         Exact(GAUSSIAN), x_n, sigma_n, correlation=CORRELATED, teacher=GAUSSIAN, generator=generator()
     )
-    draws = CORRELATED.hartley(term.buffer.draws)
+    draws = CORRELATED.hartley(term.buffer.draws[:, 0])
     assert_law(draws, GAUSSIAN.mean, GAUSSIAN.axes @ torch.diag(GAUSSIAN.variances) @ GAUSSIAN.axes.T)
 
 
@@ -441,7 +501,7 @@ def test_replay_trains_each_draw_below_its_own_level():
     x_n, sigma_n = noisy_data(300, "a level per item")
     term = PosteriorReplay(start=0, share=3)
     levels = term.query(Step(x_n, sigma_n, MIXTURE, torch.tensor(0.5), generator())).level
-    assert term.buffer.written == 200 and set(term.buffer.levels[:200].tolist()) == {0.2, 0.5}
+    assert term.buffer.written == 200 and set(term.buffer.levels[:200, 0].tolist()) == {0.2, 0.5}
     assert (levels >= 0.00199).all() and (levels <= 0.5).all() and (levels > 0.2).any()
 
 
@@ -470,7 +530,7 @@ def test_replay_replaces_the_oldest_draws_first_and_keeps_its_state(place, tmp_p
     assert term.buffer.written == restored.buffer.written == 16
     small = PosteriorReplay(start=0, capacity=3, place=place)
     small.query(batch(0))
-    assert small.buffer.draws.shape == (3, 1) and small.buffer.written == 3
+    assert small.buffer.draws.shape == (3, 1, 1) and small.buffer.written == 3
     assert not list(tmp_path.iterdir())  # nothing is left behind, even if the process is killed
 
 

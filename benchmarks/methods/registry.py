@@ -24,7 +24,7 @@ class Method:
     Args:
         title: What tables call it.
         objective: File in ``configs/objective``, without its ending.
-        settings: What differs from that file, by names such as ``replay.share``; a term that is null is left out.
+        settings: What differs from that file, by names such as ``replay.share``; what is null is left out.
         data: ``noisy``; ``clean``, which no method for noisy data may see; ``denoised``: estimates of the clean data.
         clean_fraction: Share of the items that are clean.
         first: What denoises: the objective of a network that is trained before, for half of the steps, or
@@ -77,10 +77,10 @@ METHODS = {
     "default_consistency": Method("default, and consistency", "default", {"consistency": _CONSISTENCY}),
     "default_draws": Method("default, by posterior draws", "default", {"replay.sampler": _STOCHASTIC}),
     "default_expectations": Method("default, expectations only", "default", {"replay.draw_start": 1.0}, truncated=True),
-    "default_late": Method(
-        "default, late draws, twice as many",
+    "default_no_residual": Method(
+        "default, draws to the end, and late",
         "default",
-        {"replay.draw_start": 0.9, "replay.refresh": 0.25},
+        {"replay.draw_start": 0.8, "replay.residual": None, "replay.sampler": None},
         truncated=True,
     ),
     "default_no_sure": Method("default, without Stein's estimate", "default", {"extra": []}),
@@ -100,10 +100,12 @@ def objective_config(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     config: dict[str, Any] = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
     for key, value in settings.items():
         term, _, setting = key.partition(".")
-        if setting:
-            config["init_args"][term].setdefault("init_args", {})[setting] = value
-        else:
+        if not setting:
             config["init_args"][term] = value
+        elif value is None:
+            config["init_args"][term]["init_args"].pop(setting)
+        else:
+            config["init_args"][term].setdefault("init_args", {})[setting] = value
     return config
 
 

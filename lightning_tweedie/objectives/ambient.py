@@ -62,8 +62,8 @@ class AmbientScoreMatching(Term):
 
     def query(self, step: Step) -> Query:
         """Items at one level above their own."""
-        lower = (1 + self.buffer) * step.item_level[: step.room]
-        reference = (step.x_n, step.sigma_n) if self.stable and step.sigma_n.ndim == 1 else None
-        return ambient_query(
-            step, step.sigma_n[: step.room], self.levels.sample(lower, generator=step.generator), reference, self.power
-        )
+        sigma_n = step.sigma_n[: step.room]
+        sigma_t = self.levels.sample((1 + self.buffer) * step.item_level[: step.room], generator=step.generator)
+        # Only items with the same noise are exchangeable.
+        reference = (step.x_n, sigma_n[:, None] == step.sigma_n) if self.stable and sigma_n.ndim == 1 else None
+        return ambient_query(step, sigma_n, sigma_t, reference, self.power)

@@ -61,13 +61,13 @@ class DrawBuffer:
             return torch.from_file(file.name, shared=True, size=count, dtype=dtype).view(*shape)
 
     def write(self, draws: Tensor, levels: Tensor) -> None:
-        """Adds draws ``(K, *shape)`` with their levels ``(K,)``; of more than fit the first are taken."""
+        """Adds draws ``(K, *shape)`` with their levels ``(K, ...)``; of more than fit the first are taken."""
         assert self.capacity is not None
         draws, levels = draws[: self.capacity], levels[: self.capacity]
         device = draws.device if self.place == "device" else torch.device("cpu")
         if self.draws is None or self.levels is None:
             self.draws = self._empty((self.capacity, *draws.shape[1:]), draws.dtype, device)
-            self.levels = levels.new_zeros(self.capacity, device=device)
+            self.levels = levels.new_zeros(self.capacity, *levels.shape[1:], device=device)
         # One from a checkpoint may be elsewhere still.
         self.draws, self.levels = self.draws.to(device, draws.dtype), self.levels.to(device, levels.dtype)
         slots = (self.written + torch.arange(len(draws), device=device)) % self.capacity
@@ -75,7 +75,7 @@ class DrawBuffer:
         self.written += len(draws)
 
     def pick(self, count: int, like: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """Draws picked at random, ``(count, *shape)``, and their levels ``(count,)``, on the device of ``like``."""
+        """Draws picked at random, ``(count, *shape)``, and their levels ``(count, ...)``, on the device of ``like``."""
         assert self.draws is not None and self.levels is not None
         which = torch.randint(self.filled, (count,), generator=generator, device=like.device).to(self.draws.device)
         return self.draws[which].to(like.device), self.levels[which].to(like.device)

@@ -18,7 +18,7 @@ from lightning_tweedie.sampling import DPMSolverPP2M, Sampler
 
 __all__ = ["PosteriorReplay"]
 
-_LAST = 20  # draws end at a twentieth of the noise, where what is left of it is 1/400 of its variance
+_LAST = 1 / 20  # draws end at a twentieth of the noise, where what is left of it is 1/400 of its variance
 _BATCHES = 4  # of draws are kept
 _REFERENCE = 1024  # draws that stand for each other
 
@@ -46,6 +46,7 @@ class PosteriorReplay(Term):
     This is expectation maximisation with a lazy expectation step: its fixed point is maximum likelihood
     (2405.13712, 2502.05446). All that the next step uses of the draws is their law, and the probability flow carries
     noisy data to the same law without any noise of its own: the fixed point is the same and the way there shorter.
+    Draws may also end before all noise is gone: they are cleaner noisy data then.
 
     Args:
         weight: Factor of the term once it is fully on.
@@ -58,13 +59,17 @@ class PosteriorReplay(Term):
             part of checkpoints.
         refresh: Draws made per item of the batch and step, in (0, 1]: for all items of one batch in every
             ``1 / refresh`` steps, which takes less time than a few in each. The buffer fills faster: with each batch.
-        sampler: Solver of the draws; of its levels only their number counts, because they go down to a twentieth of
-            each item's ``sigma_n``. :class:`DPMSolverPP2M` with 16 when absent. Stochastic solvers, as published, must
-            scatter right to a percent, because what is missing or too much adds up from round to round:
-            :class:`SDEDPMSolverPP2M` with 24.
+        sampler: Solver of the draws; of its levels only their number counts, because they go from each item's
+            ``sigma_n`` down to a twentieth of it, or to the ``residual``. :class:`DPMSolverPP2M` with 16 when absent.
+            Stochastic solvers, as published, must scatter right to a percent, because what is missing or too much adds
+            up from round to round: :class:`SDEDPMSolverPP2M` with 24.
         draw_start: Share of the training after which draws are made. Before, expectations ``E[x_0 | x_n]`` stand in for
             them, which the other terms teach: draws would have to pass levels of which nothing is known yet, and noise
             that they keep goes away only slowly.
+        residual: Share of ``sigma_n``, in (0, 1), that draws keep. From them the levels above it learn by ambient score
+            matching, those below from the expectations ``E[x_0 | x]`` at their end, which have lost what is finer. So
+            errors of those levels do not come back with the next draws, which never pass there. When absent, draws
+            end at a twentieth and their expectations are the clean data of all levels, as published.
         round_steps: Renew the buffer in rounds of so many steps: what is drawn in one comes into use with the next
             (2405.13712, 2502.05446). Draws come into use at once when null.
         place: Where the buffer is kept: on the ``device`` of the network, in main ``memory``, or on ``disk``, for more
@@ -88,6 +93,7 @@ class PosteriorReplay(Term):
         refresh: float = 0.125,
         sampler: Sampler | None = None,
         draw_start: float = 0.6,
+        residual: float | None = None,
         round_steps: int | None = None,
         place: Place = "device",
         levels: LevelDistribution | None = None,
@@ -99,6 +105,8 @@ class PosteriorReplay(Term):
                 "PosteriorReplay needs share > 0, capacity >= 1, refresh in (0, 1] and draw_start in [0, 1], not "
                 f"share = {share}, capacity = {capacity}, refresh = {refresh}, draw_start = {draw_start}"
             )
+        if residual is not None and not 0 < residual < 1:
+            raise UserError(f"PosteriorReplay needs residual in (0, 1) or null, not {residual}: 0.25 is usual")
         self.every = round(1 / refresh)
         if round_steps is not None and round_steps < self.every:
             raise UserError(
@@ -108,6 +116,7 @@ class PosteriorReplay(Term):
         self.share = share
         self.sampler = DPMSolverPP2M(16) if sampler is None else sampler
         self.draw_start = draw_start
+        self.residual = residual
         self.round_steps = round_steps
         self.levels = LogNormal() if levels is None else levels
         self.stable = stable
@@ -121,15 +130,27 @@ class PosteriorReplay(Term):
         """Items with less noise than this have nothing to replay."""
         return self.levels.sigma_min
 
-    def guess(self, step: Step) -> Tensor:
-        """Guesses of the clean data for all items of the batch, by the teacher: draws or expectations."""
+    def guess(self, step: Step) -> tuple[Tensor, Tensor]:
+        """Guesses of the clean data for all items of the batch, by the teacher: draws or expectations.
+
+        Returns:
+            Of each the guess, and with ``residual`` before it the point on the way from which it was made:
+            ``(B, 1 or 2, *shape)``. And the levels of the datum and of the noise in the first of them, ``(B, 2)``.
+        """
         level = step.item_level.clamp(min=self.floor)
         # Noise that differs between pixels is first made equal; otherwise this adds nothing.
         x = perturb(step.x_n, step.sigma_n, level, step.noise)
-        if step.progress < self.draw_start:
-            with torch.no_grad():
-                return step.teacher(x, level)
-        return self.sampler(step.teacher, x, edm_levels(self.sampler.steps, level / _LAST, level), step.noise)
+        held = torch.zeros_like(level)
+        with torch.no_grad():
+            if step.progress < self.draw_start:
+                x = x_0 = step.teacher(x, level)
+            else:
+                last = _LAST if self.residual is None else self.residual
+                grid = edm_levels(self.sampler.steps, last * level, level).to(x)
+                x = self.sampler.solve(step.teacher, x, grid, step.noise)
+                x_0 = step.teacher(x, grid[-1])
+                held = held if self.residual is None else grid[-1]
+        return torch.stack([x_0] if self.residual is None else [x, x_0], 1), torch.stack([step.item_level, held], 1)
 
     def _renew(self, step: Step) -> None:
         for buffer in (self.buffer, self.upcoming):
@@ -139,12 +160,13 @@ class PosteriorReplay(Term):
             self.buffer.write(*self.upcoming.take())
         full = self.buffer.is_full
         if not full or self.steps % self.every == 0:
-            fresh, level = self.guess(step), step.item_level
+            fresh, levels = self.guess(step)
             if _processes() > 1 or step.least <= self.floor:  # some items may be clean, here or elsewhere
-                fresh, level = _gather(fresh), _gather(level)
-                fresh, level = fresh[level > self.floor], level[level > self.floor]
+                fresh, levels = _gather(fresh), _gather(levels)
+                noisy = levels[:, 0] > self.floor
+                fresh, levels = fresh[noisy], levels[noisy]
             into = self.upcoming if self.round_steps and full else self.buffer
-            into.write(fresh, level)
+            into.write(fresh, levels)
         self.steps += 1
 
     def query(self, step: Step) -> Query | None:
@@ -154,11 +176,21 @@ class PosteriorReplay(Term):
             return None
         count = max(1, round(self.share * len(step.x_n)))
         picks = max(count, _REFERENCE) if self.stable else count
-        items, kind = self.buffer.pick(picks, step.x_n, step.generator)
-        x_0, upper = items[:count], kind[:count]
+        kept, levels = self.buffer.pick(picks, step.x_n, step.generator)
+        upper, held = levels[:count].unbind(1)
         sigma_t = self.levels.sample(torch.full_like(upper, self.floor), upper=upper, generator=step.generator)
-        replayed = Step(x_0, torch.zeros_like(upper), step.teacher, step.sigma_data, step.generator)
-        return ambient_query(replayed, replayed.sigma_n, sigma_t, (items, kind) if self.stable else None)
+        # Above the noise that it still holds a draw is noisy data; below, its expectation stands for clean data.
+        above = sigma_t > held
+        items = torch.where(above.reshape(-1, *[1] * (step.x_n.ndim - 1)), kept[:count, 0], kept[:count, -1])
+        sigma = torch.where(above, held, 0.0)
+        reference = None
+        if self.stable:
+            # All that is kept: exchangeable are those with the same noise, of data with the same noise.
+            noise = torch.stack([levels[:, 1], torch.zeros_like(levels[:, 1])], 1)[:, -kept.shape[1] :]
+            same = (upper[:, None, None] == levels[:, :1]) & (sigma[:, None, None] == noise)
+            reference = kept.flatten(0, 1), same.flatten(1)
+        replayed = Step(items, sigma, step.teacher, step.sigma_data, step.generator)
+        return ambient_query(replayed, sigma, sigma_t, reference)
 
     def get_extra_state(self) -> dict[str, Any]:
         """The buffer, and the number of steps, by which it is renewed."""

@@ -31,9 +31,9 @@ def ambient_query(
         step: The data.
         sigma_n: The noise that the first ``K`` of them are taken to hold, ``(K,)`` or ``(K, *shape)``.
         sigma_t: Levels to which those are raised, ``(K,)``.
-        reference: Items, among them those of the step, with a number each: the mean of those that could have led to a
-            point stands for the item that did (:func:`~lightning_tweedie.objectives.stable_target.stable_target`). Only
-            items with one number are exchangeable: ``(R, *shape)`` and ``(R,)``, the step's own first.
+        reference: Items ``(R, *shape)``, among them those of the step, and which of them could stand for each of the
+            ``K``, ``(K, R)`` boolean: the mean of those that could have led to a point stands for the item that did
+            (:func:`~lightning_tweedie.objectives.stable_target.stable_target`).
         power: Of ``1 - r``, by which the loss is divided: 0 weighs errors of the prediction of ``x_n``, 2 those of
             ``x_0``, 1 each of the latter by the variance of its target.
     """
@@ -41,8 +41,7 @@ def ambient_query(
     x_t = perturb(target, sigma_n, sigma_t, step.noise)
     r = noise_share(sigma_n, sigma_t, x_t)
     if reference is not None:
-        items, kind = reference
-        target = stable_target(x_t, sigma_t**2 - sigma_n**2, items, kind[: len(x_t), None] == kind)
+        target = stable_target(x_t, sigma_t**2 - sigma_n**2, *reference)
 
     def loss(x0: Tensor) -> Tensor:
         # The bound is for levels that rounding has made equal: there both are zero.
@@ -76,5 +75,5 @@ class ScoreMatching(Term):
         """Items at one level above zero, whatever noise they hold."""
         all_zero = torch.zeros_like(step.item_level)
         zero = all_zero[: step.room]
-        reference = (step.x_n, all_zero) if self.stable else None
+        reference = (step.x_n, zero[:, None] == all_zero) if self.stable else None
         return ambient_query(step, zero, self.levels.sample(zero, generator=step.generator), reference)
