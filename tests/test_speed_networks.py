@@ -43,7 +43,7 @@ def test_phases_are_a_whole_training():
     from objectives import make_objective, phases
 
     parts = phases(make_objective("default", {}))
-    assert [round(part.share, 3) for part in parts] == [0.25, 0.35, 0.4]
+    assert [round(part.share, 3) for part in parts] == [0.25, 0.55, 0.2]
     # Replay renews its draws once in 8 steps, from its start on.
     assert [part.cycle for part in parts] == [1, 8, 8]
     for name in ("naive", "consistency", "replay_consistency", "sure"):

@@ -78,9 +78,9 @@ METHODS = {
     "default_draws": Method("default, by posterior draws", "default", {"replay.sampler": _STOCHASTIC}),
     "default_expectations": Method("default, expectations only", "default", {"replay.draw_start": 1.0}, truncated=True),
     "default_no_residual": Method(
-        "default, draws to the end, and late",
+        "default, draws to the end",
         "default",
-        {"replay.draw_start": 0.8, "replay.residual": None, "replay.sampler": None},
+        {"replay.residual": None, "replay.sampler": None},
         truncated=True,
     ),
     "default_no_sure": Method("default, without Stein's estimate", "default", {"extra": []}),

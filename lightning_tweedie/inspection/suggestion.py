@@ -101,7 +101,7 @@ _OBJECTIVE = {
         "replay": {
             "class_path": "lightning_tweedie.objectives.PosteriorReplay",
             "init_args": {
-                **{"start": 0.25, "draw_start": 0.6, "ramp": 0.0},
+                **{"start": 0.25, "draw_start": 0.8, "ramp": 0.0},
                 **{"share": 0.1875, "refresh": 0.125, "residual": 0.25, "stable": True},
                 "sampler": {"class_path": "lightning_tweedie.sampling.DPMSolverPP2M", "init_args": {"steps": 5}},
             },
