@@ -66,10 +66,11 @@ class PosteriorReplay(Term):
         draw_start: Share of the training after which draws are made. Before, expectations ``E[x_0 | x_n]`` stand in for
             them, which the other terms teach: draws would have to pass levels of which nothing is known yet, and noise
             that they keep goes away only slowly.
-        residual: Share of ``sigma_n``, in (0, 1), that draws keep. From them the levels above it learn by ambient score
-            matching, those below from the expectations ``E[x_0 | x]`` at their end, which have lost what is finer. So
-            errors of those levels do not come back with the next draws, which never pass there. When absent, draws
-            end at a twentieth and their expectations are the clean data of all levels, as published.
+        residual: Share of ``sigma_n``, in (0, 1), that draws keep, and to which expectations in their place are raised.
+            The levels above it learn from them by ambient score matching, those below from the expectations
+            ``E[x_0 | x]`` at that level, which have lost what is finer. So errors of the levels below do not come back
+            with the next draws, which never pass there. When absent, draws end at a twentieth and their expectations
+            are the clean data of all levels, as published.
         round_steps: Renew the buffer in rounds of so many steps: what is drawn in one comes into use with the next
             (2405.13712, 2502.05446). Draws come into use at once when null.
         place: Where the buffer is kept: on the ``device`` of the network, in main ``memory``, or on ``disk``, for more
@@ -134,23 +135,26 @@ class PosteriorReplay(Term):
         """Guesses of the clean data for all items of the batch, by the teacher: draws or expectations.
 
         Returns:
-            Of each the guess, and with ``residual`` before it the point on the way from which it was made:
-            ``(B, 1 or 2, *shape)``. And the levels of the datum and of the noise in the first of them, ``(B, 2)``.
+            Of each the guess, and with ``residual`` before it the point from which it was made,
+            ``(B, 1 or 2, *shape)``; and the levels of the datum and of the noise in the first of them, ``(B, 2)``.
         """
         level = step.item_level.clamp(min=self.floor)
         # Noise that differs between pixels is first made equal; otherwise this adds nothing.
         x = perturb(step.x_n, step.sigma_n, level, step.noise)
-        held = torch.zeros_like(level)
+        end = level * (_LAST if self.residual is None else self.residual)
+        drawn = step.progress >= self.draw_start
         with torch.no_grad():
-            if step.progress < self.draw_start:
-                x = x_0 = step.teacher(x, level)
-            else:
-                last = _LAST if self.residual is None else self.residual
-                grid = edm_levels(self.sampler.steps, last * level, level).to(x)
+            if drawn:
+                grid = edm_levels(self.sampler.steps, end, level).to(x)
                 x = self.sampler.solve(step.teacher, x, grid, step.noise)
-                x_0 = step.teacher(x, grid[-1])
-                held = held if self.residual is None else grid[-1]
-        return torch.stack([x_0] if self.residual is None else [x, x_0], 1), torch.stack([step.item_level, held], 1)
+            else:
+                x = step.teacher(x, level)
+            if self.residual is None:
+                kept, held = [step.teacher(x, end) if drawn else x], torch.zeros_like(end)
+            else:
+                x = x if drawn else perturb(x, 0.0, end, step.noise)
+                kept, held = [x, step.teacher(x, end)], end
+        return torch.stack(kept, 1), torch.stack([step.item_level, held], 1)
 
     def _renew(self, step: Step) -> None:
         for buffer in (self.buffer, self.upcoming):
