@@ -392,6 +392,15 @@ def test_draws_may_keep_a_share_of_their_noise():
         torch.testing.assert_close(draws[:, 1], GAUSSIAN(draws[:, 0], held))
 
 
+def test_expectations_in_the_place_of_draws_are_raised_to_the_noise_that_these_keep():
+    x_n, sigma_n = noisy_data(6000, oracle=GAUSSIAN)
+    step = Step(x_n, sigma_n, GAUSSIAN, torch.tensor(0.5), generator(), progress=0.5)
+    guess, levels = PosteriorReplay(residual=0.25, draw_start=0.6).guess(step)
+    torch.testing.assert_close(levels, torch.tensor([0.4, 0.1], dtype=torch.float64).expand(6000, 2))
+    assert_law((guess[:, 0] - GAUSSIAN(x_n, sigma_n)) / 0.1, torch.zeros(2).double(), torch.eye(2).double())
+    torch.testing.assert_close(guess[:, 1], GAUSSIAN(guess[:, 0], levels[:, 1]))
+
+
 @pytest.mark.parametrize("perturbation", PERTURBATIONS)
 def test_the_exact_denoiser_is_a_fixed_point_above_the_noise_that_draws_keep(perturbation):
     """And not below, where expectations are learnt, which vary less."""
@@ -528,6 +537,9 @@ def test_replay_replaces_the_oldest_draws_first_and_keeps_its_state(place, tmp_p
         assert torch.equal(a.x, b.x) and torch.equal(a.sigma, b.sigma)
     assert torch.equal(term.buffer.draws, restored.buffer.draws)
     assert term.buffer.written == restored.buffer.written == 16
+    other = PosteriorReplay(start=0, capacity=6, refresh=0.5, place=place, residual=0.25)
+    other.load_state_dict(copy.deepcopy(term.state_dict()))
+    assert other.buffer.written == 0 and other.steps == term.steps
     small = PosteriorReplay(start=0, capacity=3, place=place)
     small.query(batch(0))
     assert small.buffer.draws.shape == (3, 1, 1) and small.buffer.written == 3

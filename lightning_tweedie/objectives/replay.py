@@ -131,6 +131,11 @@ class PosteriorReplay(Term):
         """Items with less noise than this have nothing to replay."""
         return self.levels.sigma_min
 
+    @property
+    def slots(self) -> int:
+        """What is kept of each draw: its expectation, and with ``residual`` the draw too."""
+        return 1 if self.residual is None else 2
+
     def guess(self, step: Step) -> tuple[Tensor, Tensor]:
         """Guesses of the clean data for all items of the batch, by the teacher: draws or expectations.
 
@@ -190,7 +195,7 @@ class PosteriorReplay(Term):
         reference = None
         if self.stable:
             # All that is kept: exchangeable are those with the same noise, of data with the same noise.
-            noise = torch.stack([levels[:, 1], torch.zeros_like(levels[:, 1])], 1)[:, -kept.shape[1] :]
+            noise = torch.stack([levels[:, 1], torch.zeros_like(levels[:, 1])], 1)[:, -self.slots :]
             same = (upper[:, None, None] == levels[:, :1]) & (sigma[:, None, None] == noise)
             reference = kept.flatten(0, 1), same.flatten(1)
         replayed = Step(items, sigma, step.teacher, step.sigma_data, step.generator)
@@ -201,7 +206,8 @@ class PosteriorReplay(Term):
         return {"buffer": self.buffer.state(), "upcoming": self.upcoming.state(), "steps": self.steps}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restores them."""
-        self.buffer.restore(state["buffer"])
-        self.upcoming.restore(state["upcoming"])
+        """Restores them. Draws of another setting of ``residual`` are of no use here: then the buffer fills anew."""
+        for buffer, kept in ((self.buffer, state["buffer"]), (self.upcoming, state["upcoming"])):
+            if kept["levels"] is None or kept["levels"].ndim == 2 and kept["draws"].shape[1] == self.slots:
+                buffer.restore(kept)
         self.steps = int(state["steps"])
