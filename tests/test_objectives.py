@@ -396,7 +396,7 @@ def test_expectations_in_the_place_of_draws_are_raised_to_the_noise_that_these_k
     x_n, sigma_n = noisy_data(6000, oracle=GAUSSIAN)
     step = Step(x_n, sigma_n, GAUSSIAN, torch.tensor(0.5), generator(), progress=0.5)
     guess, levels = PosteriorReplay(residual=0.25, draw_start=0.6).guess(step)
-    torch.testing.assert_close(levels, torch.tensor([0.4, 0.1], dtype=torch.float64).expand(6000, 2))
+    torch.testing.assert_close(levels, torch.tensor([0.4, 0.1, 0.0], dtype=torch.float64).expand(6000, 3))
     assert_law((guess[:, 0] - GAUSSIAN(x_n, sigma_n)) / 0.1, torch.zeros(2).double(), torch.eye(2).double())
     torch.testing.assert_close(guess[:, 1], GAUSSIAN(guess[:, 0], levels[:, 1]))
 
@@ -419,7 +419,7 @@ def test_the_exact_denoiser_is_a_fixed_point_above_the_noise_that_draws_keep(per
 def test_averaged_targets_do_not_mix_draws_that_keep_noise_with_their_expectations():
     """All points are 5, all expectations -5, and an average of both would be between."""
     term = PosteriorReplay(start=0, capacity=8, share=8, residual=0.5, stable=True)
-    term.buffer.write(torch.tensor([5.0, -5.0]).repeat(8, 1)[..., None], torch.tensor([0.4, 0.2]).repeat(8, 1))
+    term.buffer.write(torch.tensor([5.0, -5.0]).repeat(8, 1)[..., None], torch.tensor([0.4, 0.2, 0.0]).repeat(8, 1))
     term.steps = 1  # and nothing is due
     step = Step(torch.zeros(8, 1), torch.full((8,), 0.4), MIXTURE, torch.tensor(0.5), generator())
     query = term.query(step)
@@ -598,6 +598,8 @@ def test_rounds_put_new_draws_into_use_all_at_once():
         assert numbers(each) == [4] * 4
     with pytest.raises(UserError, match="at least 8"):
         PosteriorReplay(refresh=0.125, round_steps=7)
+    with pytest.raises(UserError, match="steps >= 2"):
+        PosteriorReplay(sampler=Ancestral(1))
 
 
 def everything() -> Objective:

@@ -90,8 +90,10 @@ class Training:
             if isinstance(term, PosteriorReplay):
                 # The first step with the term decides on the capacity; what the draws are is of no matter here.
                 self.step(term.start + term.ramp / 2)
+                assert term.buffer.draws is not None and term.buffer.levels is not None
+                first = term.buffer.draws[: self.batch].clone(), term.buffer.levels[: self.batch].clone()
                 while not term.buffer.is_full:
-                    term.buffer.write(self.x_n, self.sigma_n)
+                    term.buffer.write(*first)
 
     def step(self, progress: float) -> None:
         """One step of training."""

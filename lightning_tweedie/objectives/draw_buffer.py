@@ -19,7 +19,7 @@ Place = Literal["device", "memory", "disk"]
 
 
 class DrawBuffer:
-    """Draws with the noise level of the datum behind each; the oldest are replaced first.
+    """Draws, each with some levels of noise: first that of the datum behind it. The oldest are replaced first.
 
     Args:
         capacity: Number of draws kept; if null, to be set before the first are written, or that of a checkpoint.

@@ -68,9 +68,9 @@ class PosteriorReplay(Term):
             that they keep goes away only slowly.
         residual: Share of ``sigma_n``, in (0, 1), that draws keep, and to which expectations in their place are raised.
             The levels above it learn from them by ambient score matching, those below from the expectations
-            ``E[x_0 | x]`` at that level, which have lost what is finer. So errors of the levels below do not come back
-            with the next draws, which never pass there. When absent, draws end at a twentieth and their expectations
-            are the clean data of all levels, as published.
+            ``E[x_0 | x]`` at that level, which have lost what is finer, and with it errors that draws would carry on:
+            they never pass there, unless items differ in ``sigma_n``. When absent, draws end at a twentieth, and their
+            expectations there are the clean data of all levels.
         round_steps: Renew the buffer in rounds of so many steps: what is drawn in one comes into use with the next
             (2405.13712, 2502.05446). Draws come into use at once when null.
         place: Where the buffer is kept: on the ``device`` of the network, in main ``memory``, or on ``disk``, for more
@@ -108,6 +108,10 @@ class PosteriorReplay(Term):
             )
         if residual is not None and not 0 < residual < 1:
             raise UserError(f"PosteriorReplay needs residual in (0, 1) or null, not {residual}: 0.25 is usual")
+        if sampler is not None and sampler.steps < 2:
+            raise UserError(
+                f"PosteriorReplay needs a sampler with steps >= 2, a level to begin at and an end, not {sampler.steps}"
+            )
         self.every = round(1 / refresh)
         if round_steps is not None and round_steps < self.every:
             raise UserError(
@@ -131,17 +135,12 @@ class PosteriorReplay(Term):
         """Items with less noise than this have nothing to replay."""
         return self.levels.sigma_min
 
-    @property
-    def slots(self) -> int:
-        """What is kept of each draw: its expectation, and with ``residual`` the draw too."""
-        return 1 if self.residual is None else 2
-
     def guess(self, step: Step) -> tuple[Tensor, Tensor]:
         """Guesses of the clean data for all items of the batch, by the teacher: draws or expectations.
 
         Returns:
-            Of each the guess, and with ``residual`` before it the point from which it was made,
-            ``(B, 1 or 2, *shape)``; and the levels of the datum and of the noise in the first of them, ``(B, 2)``.
+            Guesses ``(B, 1, *shape)``, or with ``residual`` the points at that level and the guesses made there,
+            ``(B, 2, *shape)``; and the levels of the datum and of the noise in each of these, ``(B, 2)`` or ``(B, 3)``.
         """
         level = step.item_level.clamp(min=self.floor)
         # Noise that differs between pixels is first made equal; otherwise this adds nothing.
@@ -154,12 +153,13 @@ class PosteriorReplay(Term):
                 x = self.sampler.solve(step.teacher, x, grid, step.noise)
             else:
                 x = step.teacher(x, level)
+            none = torch.zeros_like(end)
             if self.residual is None:
-                kept, held = [step.teacher(x, end) if drawn else x], torch.zeros_like(end)
+                kept, noise = [step.teacher(x, end) if drawn else x], [none]
             else:
                 x = x if drawn else perturb(x, 0.0, end, step.noise)
-                kept, held = [x, step.teacher(x, end)], end
-        return torch.stack(kept, 1), torch.stack([step.item_level, held], 1)
+                kept, noise = [x, step.teacher(x, end)], [end, none]
+        return torch.stack(kept, 1), torch.stack([step.item_level, *noise], 1)
 
     def _renew(self, step: Step) -> None:
         for buffer in (self.buffer, self.upcoming):
@@ -186,16 +186,16 @@ class PosteriorReplay(Term):
         count = max(1, round(self.share * len(step.x_n)))
         picks = max(count, _REFERENCE) if self.stable else count
         kept, levels = self.buffer.pick(picks, step.x_n, step.generator)
-        upper, held = levels[:count].unbind(1)
+        upper, noise = levels[:count, 0], levels[:, 1:]
         sigma_t = self.levels.sample(torch.full_like(upper, self.floor), upper=upper, generator=step.generator)
         # Above the noise that it still holds a draw is noisy data; below, its expectation stands for clean data.
+        held = noise[:count, 0]
         above = sigma_t > held
         items = torch.where(above.reshape(-1, *[1] * (step.x_n.ndim - 1)), kept[:count, 0], kept[:count, -1])
         sigma = torch.where(above, held, 0.0)
         reference = None
         if self.stable:
             # All that is kept: exchangeable are those with the same noise, of data with the same noise.
-            noise = torch.stack([levels[:, 1], torch.zeros_like(levels[:, 1])], 1)[:, -self.slots :]
             same = (upper[:, None, None] == levels[:, :1]) & (sigma[:, None, None] == noise)
             reference = kept.flatten(0, 1), same.flatten(1)
         replayed = Step(items, sigma, step.teacher, step.sigma_data, step.generator)
@@ -206,8 +206,9 @@ class PosteriorReplay(Term):
         return {"buffer": self.buffer.state(), "upcoming": self.upcoming.state(), "steps": self.steps}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restores them. Draws of another setting of ``residual`` are of no use here: then the buffer fills anew."""
+        """Restores them. Draws from before ``residual`` was given or taken away are left out: the buffer fills anew."""
+        columns = 2 if self.residual is None else 3
         for buffer, kept in ((self.buffer, state["buffer"]), (self.upcoming, state["upcoming"])):
-            if kept["levels"] is None or kept["levels"].ndim == 2 and kept["draws"].shape[1] == self.slots:
+            if kept["levels"] is None or kept["levels"].shape[1:] == (columns,):
                 buffer.restore(kept)
         self.steps = int(state["steps"])
