@@ -441,9 +441,9 @@ def test_what_draws_keep_of_a_variance_that_is_not_there_goes_away_in_one_round(
         guess, _ = PosteriorReplay(draw_start=0, sampler=DPMSolverPP2M(400), **settings).guess(step)
         return float(guess[:, -1].square().mean() / x_n.square().mean()) * sigma**2 / v
 
-    almost, k, r = 1 / 20 * sigma, v / (v + sigma**2), 0.2 * sigma
-    assert left() == pytest.approx((1 - k) * v / (v + almost**2), rel=0.02)
-    assert left(residual=0.2) == pytest.approx((1 - k) * v / (v + r**2), rel=0.02)
+    k = v / (v + sigma**2)
+    for settings, tau in (({}, sigma / 20), ({"residual": 0.2}, 0.2 * sigma)):
+        assert left(**settings) == pytest.approx((1 - k) * v / (v + tau**2), rel=0.02)
 
 
 def test_expectations_stand_in_for_draws_until_these_begin():
