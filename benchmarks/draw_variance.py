@@ -11,6 +11,7 @@ nothing, the variance is that of all its results, as a share of the data's.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -20,6 +21,11 @@ from lightning_tweedie.sampling import Ancestral, DPMSolverPP2M, Sampler, SDEDPM
 
 GRIDS = ((0.5, 10, 0.025), (0.5, 24, 0.025), (0.1, 18, 0.002), (0.5, 18, 0.002), (0.1, 72, 0.002), (0.5, 72, 0.002))
 """Noise of the data, number of levels and the last of them: as in replay, and as in restoration."""
+
+
+def exact_denoiser(variance: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """That of a centred Gaussian."""
+    return lambda x, sigma: x * (variance / (variance + sigma**2))[:, None]
 
 
 def moments(sampler: Sampler, variance: float, levels: Tensor) -> tuple[float, float]:
@@ -34,16 +40,14 @@ def moments(sampler: Sampler, variance: float, levels: Tensor) -> tuple[float, f
 
     x = torch.zeros(len(levels), 1, dtype=torch.float64)
     x[0] = 1.0
-    draws = sampler(lambda x, sigma: x * (variance / (variance + sigma**2))[:, None], x, levels, noise)
+    draws = sampler(exact_denoiser(variance), x, levels, noise)
     return float(draws[0]), float(draws[1:].square().sum())
 
 
 def kept(sampler: Sampler, variance: float, levels: Tensor) -> float:
     """The factor of ``x_n`` in the point at the last level."""
-    x, rows = torch.ones(1, 1, dtype=torch.float64), levels[:, None]
-    return float(
-        sampler.solve(lambda x, sigma: x * (variance / (variance + sigma**2))[:, None], x, rows, torch.zeros_like)
-    )
+    x = torch.ones(1, 1, dtype=torch.float64)
+    return float(sampler.solve(exact_denoiser(variance), x, levels[:, None], torch.zeros_like))
 
 
 def main() -> None:
