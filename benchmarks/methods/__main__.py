@@ -28,7 +28,7 @@ from cells import PRESETS, Cell
 from images import Unfinished, run_images, true_fid
 from oracle import run_oracle
 from plots import plots
-from registry import METHODS, method_config
+from registry import METHODS, method_config, same_method
 from tables import page
 from tqdm import tqdm
 
@@ -78,8 +78,8 @@ def finished(
     """The rows of a cell, which is run unless it has been; none if it is not finished, or only known ones count."""
     path = folder / f"{cell.name}.json"
     if not path.is_file():
-        same = {**asdict(cell), "config": method_config(cell.method)}
-        if found := [row for row in before if same.items() <= row.items()]:
+        found = [row for row in before if asdict(cell).items() <= row.items()]
+        if found and same_method(found[0]["config"], cell.method):
             return found
         if known:
             return []
@@ -93,7 +93,7 @@ def finished(
             return []
         write_whole(path, told.stdout.encode())
     rows: list[dict[str, Any]] = json.loads(path.read_text())
-    if rows[0]["config"] != method_config(cell.method):
+    if not same_method(rows[0]["config"], cell.method):
         tqdm.write(f"{cell.name} is of another {cell.method}: move {path} away, and its folder", file=sys.stderr)
         return []
     return rows
@@ -120,7 +120,8 @@ def others(before: Sequence[dict[str, Any]], cells: Sequence[Cell]) -> list[dict
         for row in before
         if (row["steps"], row["batch"], row["num"]) in budgets
         and Cell.of(row).name not in names
-        and row.get("config") == method_config(row["method"])
+        and row["method"] in METHODS
+        and same_method(row["config"], row["method"])
     ]
 
 

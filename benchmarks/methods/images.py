@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import resource
@@ -15,12 +16,14 @@ import torch
 import yaml
 from cells import Cell
 from registry import METHODS, objective_config
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from lightning_tweedie import datamodules
 from lightning_tweedie.checkpoint import load_denoiser
 from lightning_tweedie.data.array import ArrayDataset
-from lightning_tweedie.data.noisy import ItemSet
+from lightning_tweedie.data.noisy import ItemSet, collate
+from lightning_tweedie.files import write_whole
 from lightning_tweedie.sampling import one_step
 
 __all__ = ["ArrayData", "Unfinished", "run_images", "true_fid"]
@@ -106,21 +109,23 @@ def nonlocal_means(images: np.ndarray, sigma_n: float) -> np.ndarray:
 
     settings = {"patch_size": 5, "patch_distance": 6, "h": 0.6 * sigma_n, "sigma": sigma_n, "fast_mode": True}
     last = np.moveaxis(images, 1, -1)
-    found = [denoise_nl_means(image, channel_axis=-1, **settings) for image in tqdm(last, mininterval=2)]
+    found = [denoise_nl_means(image, channel_axis=-1, **settings) for image in last]
     # It drops the axis of a single channel.
     return np.moveaxis(np.stack(found).reshape(last.shape), -1, 1)
 
 
 def denoise_all(dataset: datamodules.NoisyDataModule, checkpoint: Path | None, path: Path) -> None:
     """Writes estimates of all training images: one-step ones, or those by non-local means without a checkpoint."""
-    noisy = dataset.noisy_set()
-    items = [noisy[k] for k in range(len(noisy))]
-    x_n = torch.cat([item.x_n for item in items])
-    if checkpoint is None:
-        return np.save(path, nonlocal_means(x_n.numpy(), dataset.sigma_n).astype(np.float32))
-    denoiser, level = load_denoiser(str(checkpoint)).denoiser, torch.cat([item.sigma_n for item in items])
-    parts = zip(x_n.split(250), level.split(250), strict=True)
-    np.save(path, torch.cat([one_step(denoiser, *part) for part in parts]).numpy())
+    denoiser = load_denoiser(str(checkpoint)).denoiser if checkpoint else None
+    parts = []
+    for batch in tqdm(DataLoader(dataset.noisy_set(), batch_size=250, collate_fn=collate), "denoising", mininterval=2):
+        if denoiser is None:
+            parts.append(nonlocal_means(batch.x_n.numpy(), dataset.sigma_n).astype(np.float32))
+        else:
+            parts.append(one_step(denoiser, batch.x_n, batch.sigma_n).numpy())
+    content = io.BytesIO()
+    np.save(content, np.concatenate(parts))
+    write_whole(path, content.getvalue())
 
 
 def _samplings(cell: Cell) -> tuple[str, ...]:
@@ -180,7 +185,8 @@ def run_images(cell: Cell, folder: Path, minutes: float | None = None) -> dict[s
             module = getattr(datamodules, noisy["class_path"].rpartition(".")[2])(**noisy["init_args"])
             module.setup("fit")
             denoise_all(module, checkpoint, folder / "denoised.npy")
-        given = ["--data=images.ArrayData", f"--data.path={folder / 'denoised.npy'}", *given]
+        # Estimates may lie beyond [-1, 1], which clean images may not.
+        given = ["--data=images.ArrayData", f"--data.path={folder / 'denoised.npy'}", "--data.inject=false", *given]
     given += [
         f"--data.sigma={sigma if method.data == 'noisy' else 0}",
         f"--data.clean_fraction={method.clean_fraction}",

@@ -20,7 +20,7 @@ __all__ = ["plots"]
 
 
 def _panels(count: int) -> tuple[Figure, list[Axes]]:
-    columns = min(count, 4)
+    columns = count if count < 4 else 2
     lines = -(-count // columns)
     size = (4 * columns + 3.5, 4 * lines)
     figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser
 
 from lightning_tweedie.objectives import Objective
 
-__all__ = ["METHODS", "Method", "make_objective", "method_config", "objective_config"]
+__all__ = ["METHODS", "Method", "make_objective", "method_config", "objective_config", "same_method"]
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "objective"
 
@@ -110,7 +110,7 @@ def objective_config(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def method_config(name: str) -> dict[str, Any]:
-    """All that a method is: two rows with the same are of the same method."""
+    """All that makes a method different from others."""
     method = METHODS[name]
     first: dict[str, Any] = {"first": method.first}
     if method.first not in (None, "nonlocal_means"):
@@ -119,10 +119,31 @@ def method_config(name: str) -> dict[str, Any]:
     return {**kind, **first, "objective": objective_config(method.objective, method.settings)}
 
 
+def same_method(config: Mapping[str, Any], name: str) -> bool:
+    """Whether a row with this configuration is of the method as it is now; what neither says is as its class has it."""
+    try:
+        return _complete(config) == _complete(method_config(name))
+    except ArgumentError:  # of settings that are gone
+        return False
+
+
+def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
+    """With every setting of the objectives in it."""
+    return {
+        key: _parser().parse_object({"objective": value}).as_dict() if isinstance(value, dict) else value
+        for key, value in config.items()
+    }
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--objective", type=Objective)
+    return parser
+
+
 def make_objective(name: str, settings: Mapping[str, Any]) -> Objective:
     """The objective of that configuration."""
-    parser = ArgumentParser()
-    parser.add_argument("--objective", type=Objective)
+    parser = _parser()
     objective: Objective = parser.instantiate(
         parser.parse_object({"objective": objective_config(name, settings)})
     ).objective
