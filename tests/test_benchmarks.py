@@ -1,6 +1,7 @@
 """The benchmark of methods: its yardsticks are right, and a finished cell is never run again."""
 
 import importlib.util
+import itertools
 import json
 import subprocess
 import sys
@@ -68,6 +69,20 @@ def test_every_method_has_its_objective() -> None:
     ambient = make_objective("default", {"ambient.weighting": "x_n", "replay.share": 0.125, "consistency": None})
     assert ambient.terms["ambient"].power == 0 and ambient.terms["replay"].share == 0.125
     assert "consistency" not in ambient.terms
+
+
+def test_a_configuration_is_known_again_and_another_is_not() -> None:
+    from registry import METHODS as METHODS_BY_NAME
+    from registry import method_config, same_method
+
+    configs = {name: method_config(name) for name in METHODS_BY_NAME}
+    before = json.dumps(configs)
+    for name, other in itertools.pairwise(configs):
+        assert same_method(configs[name], name) and not same_method(configs[name], other), name
+    gone = json.loads(json.dumps(configs["default"]))
+    gone["objective"]["init_args"]["replay"]["init_args"]["gone"] = 1
+    assert not same_method(gone, "default")
+    assert json.dumps(configs) == before
 
 
 def test_a_generator_is_measured_by_its_samples_alone() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -122,15 +124,21 @@ def method_config(name: str) -> dict[str, Any]:
 def same_method(config: Mapping[str, Any], name: str) -> bool:
     """Whether a row with this configuration is of the method as it is now; what neither says is as its class has it."""
     try:
-        return _complete(config) == _complete(method_config(name))
+        return _complete(config) == _complete_method(name)
     except ArgumentError:  # of settings that are gone
         return False
 
 
+@cache
+def _complete_method(name: str) -> dict[str, Any]:
+    return _complete(method_config(name))
+
+
 def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
     """With every setting of the objectives in it."""
+    # A copy, because lists are parsed in place.
     return {
-        key: _parser().parse_object({"objective": value}).as_dict() if isinstance(value, dict) else value
+        key: _parser().parse_object({"objective": deepcopy(value)}).as_dict() if isinstance(value, dict) else value
         for key, value in config.items()
     }
 
