@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
-demo: $(VENV)/.installed-demo ## train on noisy digits and show clean samples, about ten minutes on two cores
+demo: $(VENV)/.installed-demo ## train on noisy digits and show clean samples, about eleven minutes on two cores
 	@$(BIN)/lightning_tweedie fit --config configs/experiment/demo.yaml
 
 test: $(VENV)/.installed-dev ## run all tests, and the examples in the docstrings
