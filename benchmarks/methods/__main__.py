@@ -185,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Who repeats it has no finished cells.
     asked = [each for each in (sys.argv[1:] if argv is None else argv) if each != "--known"]
     command = shlex.join(["python", "benchmarks/methods", *asked])
-    text = page(rows, preset, args.out.name if args.out else "rows", command)
+    text = page(rows, preset, args.out.name if args.out else "rows", command, len(cells))
     print(text)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -54,7 +54,9 @@ def _values(axis: Axes) -> None:
 
 
 def _finish(figure: Figure, axes: list[Axes], label: str, path: Path) -> None:
-    axes[0].set_ylabel(label)
+    for axis in axes:
+        if axis.get_subplotspec().is_first_col():
+            axis.set_ylabel(label)
     lines = {line.get_label(): line for axis in axes for line in axis.get_lines() if line.get_marker() != "None"}
     figure.legend(handles=list(lines.values()), loc="outside right center", fontsize="small")
     figure.savefig(path, dpi=120)

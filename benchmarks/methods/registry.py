@@ -111,36 +111,33 @@ def objective_config(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
+@cache
 def method_config(name: str) -> dict[str, Any]:
-    """All that makes a method different from others."""
+    """All that a method is, with every setting of its objectives."""
     method = METHODS[name]
     first: dict[str, Any] = {"first": method.first}
     if method.first not in (None, "nonlocal_means"):
         first = {"first": objective_config(method.first, {})}
     kind = {"data": method.data, "clean_fraction": method.clean_fraction, "distilled": method.distilled}
-    return {**kind, **first, "objective": objective_config(method.objective, method.settings)}
+    return _complete({**kind, **first, "objective": objective_config(method.objective, method.settings)})
 
 
 def same_method(config: Mapping[str, Any], name: str) -> bool:
-    """Whether a row with this configuration is of the method as it is now; what neither says is as its class has it."""
+    """Whether a row with this configuration is of the method as it is now; what it leaves out is as a class has it."""
     try:
-        return _complete(config) == _complete_method(name)
+        return _complete(config) == method_config(name)
     except ArgumentError:  # of settings that are gone
         return False
 
 
-@cache
-def _complete_method(name: str) -> dict[str, Any]:
-    return _complete(method_config(name))
-
-
 def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
     """With every setting of the objectives in it."""
-    # A copy, because lists are parsed in place.
-    return {
-        key: _parser().parse_object({"objective": deepcopy(value)}).as_dict() if isinstance(value, dict) else value
-        for key, value in config.items()
-    }
+
+    def parsed(objective: dict[str, Any]) -> Any:  # noqa: ANN401 - as deep as it is
+        # A copy, because lists are parsed in place.
+        return _parser().parse_object({"objective": deepcopy(objective)}).as_dict()["objective"]
+
+    return {key: parsed(value) if isinstance(value, dict) else value for key, value in config.items()}
 
 
 def _parser() -> ArgumentParser:

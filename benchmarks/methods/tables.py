@@ -68,7 +68,7 @@ def cost(rows: Rows, problem: str, title: str) -> tuple[float, float]:
     return seconds, seconds / float(np.median(plain)) if plain else float("nan")
 
 
-def page(rows: Rows, preset: Preset, source: str, command: str) -> str:
+def page(rows: Rows, preset: Preset, source: str, command: str, asked: int) -> str:
     """A page of the docs with one table for each problem.
 
     Args:
@@ -76,17 +76,20 @@ def page(rows: Rows, preset: Preset, source: str, command: str) -> str:
         preset: What they are cells of.
         source: Name of the file with all figures.
         command: What made them.
+        asked: How many cells it makes in all.
     """
     first, stem = rows[0], Path(source).stem
     seeds = sorted({row["seed"] for row in rows})
     over = f"mean and standard deviation over {len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
     if any(len(names(of(rows, title=title), "seed")) < len(seeds) for title in names(rows, "title")):
-        over += ", without the latter seed 0 alone"
+        over += "; where there is no deviation, seed 0 alone"
+    done = len({(row["problem"], row["method"], row["seed"]) for row in rows})
+    so_far = f" ({done} of {asked} cells are there)" if done < asked else ""
     length = "" if first["steps"] == preset.steps else f", {first['steps']:,} steps"
     text = [
         f"# {preset.title}{length}",
         "",
-        f"Made by `{command}`, which goes on where it was, on {first['device']}: {first['steps']:,} steps of "
+        f"Made by `{command}`, which goes on where it was{so_far}, on {first['device']}: {first['steps']:,} steps of "
         f"{first['batch']} ({first['images_seen']:,} items seen) for every method, {over}; "
         f"{first['num']:,} samples of each are measured. {preset.about} All figures "
         f"are in [{source}]({source}).",
