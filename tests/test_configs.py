@@ -163,6 +163,9 @@ def test_an_objective_leaves_nothing_of_the_experiments_own(name: str) -> None:
         return parser.dump(parser.parse_args([f"--objective={CONFIGS / 'objective' / each}.yaml" for each in several]))
 
     assert parsed("default", name) == parsed(name)
+
+
+def test_every_model_that_learns_from_data_takes_the_default() -> None:
     models = [yaml.safe_load(path.read_text()) for path in (CONFIGS / "model").glob("*.yaml")]
     own = {model["init_args"].get("objective") for model in models if model["class_path"].endswith("TweedieModule")}
     assert own == {"../objective/default.yaml"}

@@ -68,7 +68,7 @@ def cost(rows: Rows, problem: str, title: str) -> tuple[float, float]:
     return seconds, seconds / float(np.median(plain)) if plain else float("nan")
 
 
-def page(rows: Rows, preset: Preset, source: str, command: str, asked: int) -> str:
+def page(rows: Rows, preset: Preset, source: str, command: str, done: int, asked: int) -> str:
     """A page of the docs with one table for each problem.
 
     Args:
@@ -76,14 +76,14 @@ def page(rows: Rows, preset: Preset, source: str, command: str, asked: int) -> s
         preset: What they are cells of.
         source: Name of the file with all figures.
         command: What made them.
-        asked: How many cells it makes in all.
+        done: How many of its cells are finished.
+        asked: How many it makes in all.
     """
     first, stem = rows[0], Path(source).stem
     seeds = sorted({row["seed"] for row in rows})
     over = f"mean and standard deviation over {len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
     if any(len(names(of(rows, title=title), "seed")) < len(seeds) for title in names(rows, "title")):
         over += "; where there is no deviation, seed 0 alone"
-    done = len({(row["problem"], row["method"], row["seed"]) for row in rows})
     so_far = f" ({done} of {asked} cells are there)" if done < asked else ""
     length = "" if first["steps"] == preset.steps else f", {first['steps']:,} steps"
     text = [
