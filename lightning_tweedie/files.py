@@ -1,17 +1,29 @@
-"""Files and folders that are there either whole or not at all."""
+"""Files and folders that are there either whole or not at all, and the content of NumPy's."""
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lightning_tweedie.errors import UserError
 
-__all__ = ["new_folder", "write_whole"]
+__all__ = ["new_folder", "npy_bytes", "write_whole"]
+
+
+def npy_bytes(array: NDArray[Any]) -> bytes:
+    """The content of a ``.npy`` file that holds the array; nothing that could run code is written."""
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return file.getvalue()
 
 
 def write_whole(path: Path, content: bytes | memoryview, *, replace: bool = True) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import resource
@@ -23,7 +22,7 @@ from lightning_tweedie import datamodules
 from lightning_tweedie.checkpoint import load_denoiser
 from lightning_tweedie.data.array import ArrayDataset
 from lightning_tweedie.data.noisy import ItemSet, collate
-from lightning_tweedie.files import write_whole
+from lightning_tweedie.files import npy_bytes, write_whole
 from lightning_tweedie.sampling import one_step
 
 __all__ = ["ArrayData", "Unfinished", "run_images", "true_fid"]
@@ -123,9 +122,7 @@ def denoise_all(dataset: datamodules.NoisyDataModule, checkpoint: Path | None, p
             parts.append(nonlocal_means(batch.x_n.numpy(), dataset.sigma_n).astype(np.float32))
         else:
             parts.append(one_step(denoiser, batch.x_n, batch.sigma_n).numpy())
-    content = io.BytesIO()
-    np.save(content, np.concatenate(parts))
-    write_whole(path, content.getvalue())
+    write_whole(path, npy_bytes(np.concatenate(parts)))
 
 
 def _samplings(cell: Cell) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import signal
 import sys
@@ -12,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 from lightning import Trainer
@@ -33,7 +31,7 @@ from lightning_tweedie.commands.wandb_logger import log_model, wandb_logger
 from lightning_tweedie.commands.whole_checkpoints import WholeCheckpoints
 from lightning_tweedie.datamodules import NoisyDataModule
 from lightning_tweedie.errors import UserError
-from lightning_tweedie.files import write_whole
+from lightning_tweedie.files import npy_bytes, write_whole
 from lightning_tweedie.module import TweedieModule
 
 __all__ = ["main"]
@@ -245,9 +243,8 @@ class TrainingCLI(LightningCLI):
         batches = self.trainer.predict(**kwargs)
         if batches and self.directory is not None:
             path = self.directory / "predictions.npy"
-            content = io.BytesIO()
-            np.save(content, torch.cat([b.float() for b in batches]).cpu().numpy())  # type: ignore[union-attr]
-            write_whole(path, content.getbuffer())
+            estimates = torch.cat([b.float() for b in batches])  # type: ignore[union-attr]
+            write_whole(path, npy_bytes(estimates.cpu().numpy()))
             print(f"Wrote {path}")
 
 

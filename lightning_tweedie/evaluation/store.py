@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_tweedie.digests import state_digest
 from lightning_tweedie.errors import UserError
-from lightning_tweedie.files import write_whole
+from lightning_tweedie.files import npy_bytes, write_whole
 from lightning_tweedie.sampling import Sampler
 
 __all__ = ["ChunkStore", "conditions"]
@@ -106,11 +105,4 @@ class ChunkStore:
     def write(self, name: str, rows: Tensor) -> None:
         """Keeps rows, ``(k, *shape)`` float32; replaces those of the same name."""
         if self.folder is not None:
-            write_whole(self._path(name), _npy(rows))
-
-
-def _npy(rows: Tensor) -> bytes:
-    """The content of a NumPy file."""
-    file = io.BytesIO()
-    np.save(file, rows.contiguous().numpy(), allow_pickle=False)
-    return file.getvalue()
+            write_whole(self._path(name), npy_bytes(rows.numpy()))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lightning_tweedie.data.formats.stored import Format, Stored
 from lightning_tweedie.errors import UserError
+from lightning_tweedie.files import npy_bytes
 
 __all__ = ["NumpyFile"]
 
@@ -39,9 +40,8 @@ class NumpyFile(Format):
 
     def write(self, array: NDArray[Any], like: Stored) -> bytes:
         """See :class:`Format`; of an ``.npz`` file only the array of images."""
+        if "key" not in like.details:
+            return npy_bytes(array)
         file = io.BytesIO()
-        if "key" in like.details:
-            np.savez(file, **{like.details["key"]: array})  # type: ignore[arg-type]
-        else:
-            np.save(file, array, allow_pickle=False)
+        np.savez(file, **{like.details["key"]: array})  # type: ignore[arg-type]
         return file.getvalue()
