@@ -162,6 +162,16 @@ class TweedieModule(LightningModule):
         total = self.trainer.estimated_stepping_batches
         return min(1.0, self.trainer.global_step / total)
 
+    @property
+    def passes(self) -> float:
+        """How often the training has seen each item so far, on average; 0 where the loader does not tell its length."""
+        loader = self.trainer.train_dataloader
+        try:
+            batches = len(loader)  # type: ignore[arg-type]
+        except TypeError:
+            return 0.0
+        return self.trainer.global_step * self.trainer.accumulate_grad_batches / batches
+
     def on_fit_start(self) -> None:
         """Refuses an endless run when a term waits for a share of it."""
         waiting = [name for name, term in self.objective.terms.items() if term.start > 0]  # type: ignore[operator]
@@ -209,6 +219,7 @@ class TweedieModule(LightningModule):
                 correlation=batch.correlation,
                 teacher=self.ema.teacher,
                 progress=self.progress,
+                passes=self.passes,
                 generator=generator,
                 least=batch.least,
             )

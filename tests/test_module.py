@@ -298,10 +298,10 @@ def test_accumulated_batches_give_the_average_of_their_gradients(tmp_path, devic
 
 
 class Progress(Callback):
-    """What share of the training each batch is told is done."""
+    """What share of the training each batch is told is done, and how often it has seen each item."""
 
     def on_train_batch_start(self, trainer: Trainer, module: TweedieModule, *_: Any) -> None:
-        self.seen = [*getattr(self, "seen", []), module.progress]
+        self.seen = [*getattr(self, "seen", []), (module.progress, module.passes)]
 
 
 def test_accumulated_batches_count_as_one_step(tmp_path):
@@ -316,7 +316,8 @@ def test_accumulated_batches_count_as_one_step(tmp_path):
     assert trainer.global_step == module.ema.steps == steps
     scheduler = trainer.lr_scheduler_configs[0].scheduler
     assert scheduler.total_steps == scheduler.last_epoch == steps
-    assert progress.seen == [step / steps for step in range(steps) for _ in range(accumulate)]
+    done = [step / steps for step in range(steps) for _ in range(accumulate)]
+    assert progress.seen == [(share, pytest.approx(share * epochs)) for share in done]
     # The first batch fills the buffer; of all that follow every other one renews it.
     assert replay.buffer.written == BATCH * epochs * ITEMS // BATCH // 2
 

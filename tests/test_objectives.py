@@ -332,6 +332,51 @@ def test_sure_gives_way_as_far_as_ambient_targets_are_averaged():
     torch.testing.assert_close(factor(torch.randn(64, 300, generator=generator())), torch.ones(64))
 
 
+def test_sure_counts_the_kth_look_at_an_item_by_one_kth():
+    """Of the noisy items alone, of which a small share of the batch may be all that there are."""
+    x_n, levels = torch.randn(64, 2, generator=generator()), torch.full((64,), 0.4)
+
+    def factor(passes: float, noisy: int) -> float:
+        found = []
+        for seen in (passes, 0.0):
+            some = levels * (torch.arange(64) < noisy)
+            step = Step(x_n, some, MIXTURE, torch.tensor(0.5), generator(), passes=seen)
+            query = Sure(share=0.25).query(step)
+            found.append(query.loss(query.x).sum())
+        return float(found[0] / found[1])
+
+    assert factor(passes=3, noisy=64) == 1  # each has been seen by three in four
+    assert factor(passes=40, noisy=64) == pytest.approx(1 / 10)
+    assert factor(passes=40, noisy=32) == pytest.approx(1 / 20)
+    assert factor(passes=40, noisy=8) == pytest.approx(1 / 40)
+
+
+def test_sure_is_not_learnt_by_heart():
+    """Many looks at few items in many dimensions; without their number the denoiser is worse than before."""
+    dim, items, batch, steps = 32, 400, 128, 500
+    clean = torch.randn(5400, dim, generator=generator()) @ torch.diag(torch.arange(1, dim + 1) ** -0.75)
+    noisy = clean + 0.3 * torch.randn(clean.shape, generator=generator(1))
+    level = torch.full((batch,), 0.3)
+
+    def error(counted: bool) -> float:
+        torch.manual_seed(0)
+        denoiser = Denoiser(MLP(dim, width=128), sigma_data=float(clean.std()))
+        objective = Objective(ambient=AmbientScoreMatching(), extra=[Sure(share=0.25)])
+        optimizer = torch.optim.Adam(denoiser.parameters(), lr=1e-3)
+        for step in range(steps):
+            which = torch.randint(items, (batch,), generator=generator(step))
+            passes = step * batch / items if counted else 0.0
+            loss = objective(denoiser, noisy[which], level, passes=passes, generator=generator(step)).total
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        with torch.no_grad():
+            found = denoiser(noisy[items:], torch.full((5000,), 0.3))
+        return float((found - clean[items:]).square().mean())
+
+    assert error(counted=True) < 0.5 * error(counted=False)
+
+
 def test_terms_have_names_of_their_own():
     with pytest.raises(UserError, match="two terms named sure"):
         Objective(extra=[Sure(), Sure()])

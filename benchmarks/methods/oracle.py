@@ -75,7 +75,13 @@ def train(
         generator = step_generator(seed, rank=0, step=step)
         which = torch.randint(len(data), (batch,), generator=generator)
         losses = objective(
-            denoiser, data[which], levels[which], teacher=ema.teacher, progress=step / steps, generator=generator
+            denoiser,
+            data[which],
+            levels[which],
+            teacher=ema.teacher,
+            progress=step / steps,
+            passes=step * batch / len(data),
+            generator=generator,
         )
         optimizer.zero_grad()
         losses.total.backward()

@@ -85,6 +85,7 @@ class Objective(nn.Module):
         correlation: Correlation | None = None,
         teacher: nn.Module | None = None,
         progress: float = 1.0,
+        passes: float = 0.0,
         generator: torch.Generator | None = None,
         least: float = 0.0,
     ) -> Losses:
@@ -97,6 +98,7 @@ class Objective(nn.Module):
             correlation: That of the noise, where it is stationary and not white.
             teacher: Denoiser for draws without gradient, usually the EMA's; ``denoiser`` when absent.
             progress: Share of the training that is done, in [0, 1]; decides which terms are on.
+            passes: How often the training has seen each item so far, on average; 0 where that is not known.
             generator: Source of the step's random numbers, on the data's device; torch's global state
                 when absent.
             least: A number that no item's level is below, if one is known without asking the data's device.
@@ -114,7 +116,7 @@ class Objective(nn.Module):
         if correlation is not None:
             x_n, sigma_n = correlation.hartley(x_n), correlation.levels(sigma_n, x_n)
             asked, drawing = correlation.around(asked), correlation.around(drawing)
-        step = Step(x_n, sigma_n, drawing, denoiser.sigma_data, generator, progress, least=least)
+        step = Step(x_n, sigma_n, drawing, denoiser.sigma_data, generator, progress, passes, least=least)
         queries: list[tuple[str, float, Query]] = []
         first, *others = self.terms
         for name in (*others, first):

@@ -79,6 +79,7 @@ class ScoreDistillation(Objective):
         correlation: Correlation | None = None,
         teacher: nn.Module | None = None,
         progress: float = 1.0,
+        passes: float = 0.0,
         generator: torch.Generator | None = None,
         least: float = 0.0,
     ) -> Losses:
@@ -91,6 +92,7 @@ class ScoreDistillation(Objective):
             correlation: That of the noise: samples are compared at levels that cover it.
             teacher: Not used: the teacher is the one given at the start.
             progress: Not used: nothing waits.
+            passes: Not used: the items are not looked at.
             generator: Source of the step's random numbers, on the data's device; torch's global state when absent.
             least: Not used: clean items are treated as noisy ones.
 

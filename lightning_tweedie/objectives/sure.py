@@ -20,6 +20,9 @@ class Sure(Term):
     ``|D(x_n) - x_n|^2 - d sigma_n^2 + 2 sigma_n^2 div D(x_n)``. The divergence is estimated from random signs
     ``b`` as ``b . (D(x_n + h b) - D(x_n)) / h`` (Ramani et al., 2008), at the cost of a second point.
 
+    The noise of an item is the same whenever it is seen, so from the second look on an estimate can also be met by
+    learning it by heart. Therefore an item counts by its first look in full, and by the k-th at one k-th.
+
     It says nothing of any other level: denoise with it and train on the result, or add it to ambient score matching,
     which says the least there, and where all that is learnt below ``sigma_n`` begins.
 
@@ -61,7 +64,9 @@ class Sure(Term):
         x_n = perturb(step.x_n[noisy], step.sigma_n[noisy], level, step.noise)
         h = (self.step * level).reshape(-1, *[1] * (x_n.ndim - 1))
         direction = step.noise(x_n).sign()
-        scale = edm_weight(level, step.sigma_data)
+        # This term's own looks at each noisy item so far.
+        looks = step.passes * len(level) / (step.item_level > 0).sum()
+        scale = edm_weight(level, step.sigma_data) / looks.clamp(min=1)
         if self.stable and step.sigma_n.ndim == 1:
             again = perturb(x_n, 0.0, level, step.noise)
             of_same_level = level[:, None] == step.item_level

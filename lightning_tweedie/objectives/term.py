@@ -31,6 +31,7 @@ class Step:
         sigma_data: Standard deviation of the clean data.
         generator: Source of every random number of this step.
         progress: Share of the training that is done, in [0, 1].
+        passes: How often the training has seen each item so far, on average, ``>= 0``; 0 where that is not known.
         room: Number of items, the first ones, for which the first term of an objective may ask the denoiser; all when
             ``None``.
         least: A number that no item's level is below. With it a GPU need not be asked which items are noisy.
@@ -42,6 +43,7 @@ class Step:
     sigma_data: Tensor
     generator: torch.Generator | None = None
     progress: float = 1.0
+    passes: float = 0.0
     room: int | None = None
     least: float = 0.0
 
