@@ -29,7 +29,7 @@ from images import Unfinished, run_images, true_fid
 from oracle import run_oracle
 from plots import plots
 from registry import METHODS, method_config, same_method
-from tables import page
+from tables import page, with_cost
 from tqdm import tqdm
 
 from lightning_tweedie.evaluation.results import versions
@@ -179,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = [row for rows in tqdm(found, total=len(cells), desc="cells") for row in rows]
     if args.inception:
         add_true_fid(rows, args.cells)
-    rows = in_order([*rows, *others(before, cells)])
+    rows = with_cost(in_order([*rows, *others(before, cells)]))
     if not rows:
         raise SystemExit("no cell is finished")
     # Who repeats it has no finished cells.

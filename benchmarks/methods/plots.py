@@ -12,7 +12,7 @@ from cells import Cell, Preset
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
-from tables import Rows, cost, has_levels, head, heading, kinds_of_noise, names, of
+from tables import Rows, has_levels, head, heading, kinds_of_noise, median, names, of
 
 from lightning_tweedie.pictures import panel, save
 
@@ -122,8 +122,8 @@ def _by_cost(rows: Rows, titles: dict[str, int], metric: str, path: Path) -> Non
     for axis, problem in zip(axes, problems, strict=True):
         here = of(rows, problem=problem)
         for title in names(here, "title"):
-            value = _mean(of(here, title=title), metric)
-            axis.plot(cost(rows, problem, title)[1], value, label=title, **_style(titles[title]))
+            its = of(here, title=title)
+            axis.plot(median(its, "relative_cost"), _mean(its, metric), label=title, **_style(titles[title]))
         axis.set(yscale="log", xlabel="cost of a step, plain steps", title=heading(here[0]))
         axis.set_xlim(0, 1.05 * axis.get_xlim()[1])
         _values(axis)

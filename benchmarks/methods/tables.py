@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from cells import Preset
 
-__all__ = ["Rows", "cost", "has_levels", "head", "heading", "kinds_of_noise", "names", "of", "page"]
+__all__ = ["Rows", "has_levels", "head", "heading", "kinds_of_noise", "median", "names", "of", "page", "with_cost"]
 
 Rows = Sequence[dict[str, Any]]
 
@@ -61,11 +61,26 @@ def _value(rows: Rows, metric: str) -> str:
     return f"{values.mean():{digits}}" + (f" ± {values.std(ddof=1):{digits}}" if len(values) > 1 else "")
 
 
-def cost(rows: Rows, problem: str, title: str) -> tuple[float, float]:
-    """Seconds per step, and their ratio to those of plain score matching on the same problem."""
-    seconds = float(np.median([row["seconds_per_step"] for row in of(rows, problem=problem, title=title)]))
-    plain = [row["seconds_per_step"] for row in of(rows, problem=problem, method="clean")]
-    return seconds, seconds / float(np.median(plain)) if plain else float("nan")
+def with_cost(rows: Rows) -> list[dict[str, Any]]:
+    """With ``relative_cost``: the time of a step as a multiple of plain score matching's on the same problem.
+
+    It is null where clean training was not run.
+    """
+    plain = {
+        problem: float(np.median([row["seconds_per_step"] for row in of(rows, problem=problem, method="clean")]))
+        for problem in names(of(rows, method="clean"), "problem")
+    }
+    return [
+        {**row, "relative_cost": round(row["seconds_per_step"] / plain[row["problem"]], 3)}
+        if row["problem"] in plain
+        else {**row, "relative_cost": None}
+        for row in rows
+    ]
+
+
+def median(rows: Rows, key: str) -> float:
+    """Of a number over rows; not a number where it is null."""
+    return float(np.median([np.nan if row[key] is None else row[key] for row in rows]))
 
 
 def page(rows: Rows, preset: Preset, source: str, command: str, done: int, asked: int) -> str:
@@ -116,7 +131,7 @@ def _by_method(rows: Rows, problem: str) -> list[str]:
     text += ["|---|" + "---:|" * (len(metrics) + 3)]
     for title in names(here, "title"):
         its = of(here, title=title)
-        seconds, ratio = cost(rows, problem, title)
+        seconds, ratio = median(its, "seconds_per_step"), median(its, "relative_cost")
         values = " | ".join(_value(its, metric) for metric in metrics)
         memory = max(row["peak_memory_mb"] for row in its) or "–"  # where a training was there already
         plain = f"{ratio:.2f}" if ratio == ratio else "–"
