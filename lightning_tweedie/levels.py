@@ -74,7 +74,10 @@ class LevelDistribution(ABC):
         p_low, p_high = self.cdf(low), self.cdf(high)
         p = p_low + (strata + jitter) / n * (p_high - p_low)
         drawn = torch.minimum(torch.maximum(self.icdf(p), low), high)
-        return torch.where(low < high, drawn, torch.nan).float()
+        drawn = torch.where(low < high, drawn, torch.nan).float()
+        # Rounded to float32, one in some ten million falls onto its lower end, where a loss may divide by the difference.
+        at_least = torch.nextafter(lower.float(), torch.tensor(torch.inf, device=lower.device))
+        return torch.where(drawn > lower, drawn, torch.maximum(drawn, at_least))
 
 
 class LogNormal(LevelDistribution):

@@ -54,7 +54,20 @@ def test_a_batch_covers_its_law_evenly(levels, reference):
 @given(lower=st.floats(0.0, 79.0), seed=st.integers(0, 1000))
 def test_no_draw_is_at_or_below_the_datas_own_level(lower, seed):
     sigma = LOG_NORMAL.sample(torch.full((4,), lower), generator=generator(seed))
-    assert (sigma >= torch.tensor(lower)).all() and (sigma <= LOG_NORMAL.sigma_max).all()
+    assert (sigma > torch.tensor(lower)).all() and (sigma <= LOG_NORMAL.sigma_max).all()
+
+
+@pytest.mark.parametrize("levels", [LOG_NORMAL, LOG_UNIFORM], ids=["LogNormal", "LogUniform"])
+def test_no_draw_is_rounded_down_to_the_datas_own_level(levels):
+    """In float32, in which squares of levels are subtracted: between neighbours there rounding decides."""
+    lower = torch.linspace(0.01, 3, 1000)
+    infinity = torch.tensor(torch.inf)
+    upper = torch.nextafter(lower, infinity)
+    assert (levels.sample(lower, upper=upper, generator=generator()) == upper).all()
+    upper = torch.nextafter(torch.nextafter(upper, infinity), infinity)
+    drawn = levels.sample(lower, upper=upper, generator=generator())
+    assert (drawn > lower).all() and (drawn <= upper).all() and (drawn**2 - lower**2 > 0).all()
+    assert 0.5 < (drawn < upper).float().mean() < 0.95  # three values, the middle one of twice the width
 
 
 def test_a_level_above_all_training_levels_is_refused():
