@@ -75,7 +75,7 @@ class LevelDistribution(ABC):
         p = p_low + (strata + jitter) / n * (p_high - p_low)
         drawn = torch.minimum(torch.maximum(self.icdf(p), low), high)
         drawn = torch.where(low < high, drawn, torch.nan).float()
-        # Rounded to float32, one in some ten million falls onto its lower end, where a loss may divide by the difference.
+        # In float32 one in some ten million is rounded to its lower end, and losses may divide by the difference.
         at_least = torch.nextafter(lower.float(), torch.tensor(torch.inf, device=lower.device))
         return torch.where(drawn > lower, drawn, torch.maximum(drawn, at_least))
 
