@@ -149,6 +149,14 @@ def test_finished_cells_are_read_and_others_are_run(tmp_path: Path) -> None:
     for plot in ("oracle_levels.png", "oracle_cost.png"):
         assert (tmp_path / plot).stat().st_size > 1000
 
+    # What diverged is told, and the plots are made without it.
+    lost = {name: float("nan") for name in full["metrics"]}
+    cell.write_text(json.dumps([full | {"metrics": lost}, truncated | {"metrics": lost}]))
+    alone = [*call[:-1], str(tmp_path / "lost.json"), "--known", "--methods", "ambient"]
+    told = subprocess.run(alone, capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    assert "| ambient | diverged |" in (tmp_path / "lost.md").read_text()
+
     # Of a method that has changed since, it is not taken.
     stale = full["config"] | {"clean_fraction": 0.5}
     cell.write_text(json.dumps([full | {"config": stale}, truncated]))

@@ -150,8 +150,14 @@ def _samples(rows: Rows, cells: Path, path: Path) -> None:
 
 
 def plots(rows: Rows, preset: Preset, out: Path, cells: Path) -> None:
-    """Writes them beside the JSON file; pictures of samples are made from the cells' folders, where they are."""
+    """Writes them beside the JSON file, without what diverged.
+
+    Pictures of samples are made from the cells' folders, where they are.
+    """
     titles = {title: number for number, title in enumerate(names(rows, "title"))}
+    rows = [row for row in rows if np.isfinite([*row["metrics"].values()]).all()]
+    if not rows:
+        return
     if kinds := kinds_of_noise(rows):
         _by_kind(rows, kinds, titles, out.with_name(f"{out.stem}_kinds.png"))
         return
