@@ -58,6 +58,8 @@ def _finish(figure: Figure, axes: list[Axes], label: str, path: Path) -> None:
         if axis.get_subplotspec().is_first_col():
             axis.set_ylabel(label)
     lines = {line.get_label(): line for axis in axes for line in axis.get_lines() if line.get_marker() != "None"}
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, max(height, 0.4 + 0.205 * len(lines)))  # a line of the legend, and its margins
     figure.legend(handles=list(lines.values()), loc="outside right center", fontsize="small")
     figure.savefig(path, dpi=120)
     plt.close(figure)
