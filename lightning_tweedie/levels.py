@@ -76,8 +76,8 @@ class LevelDistribution(ABC):
         drawn = torch.minimum(torch.maximum(self.icdf(p), low), high)
         drawn = torch.where(low < high, drawn, torch.nan).float()
         # In float32 one in some ten million is rounded to its lower end, and losses may divide by the difference.
-        at_least = torch.nextafter(lower.float(), torch.tensor(torch.inf, device=lower.device))
-        return torch.where(drawn > lower, drawn, torch.maximum(drawn, at_least))
+        above = torch.nextafter(lower.float(), torch.full_like(drawn, torch.inf))
+        return torch.where(drawn > lower, drawn, torch.maximum(drawn, above))
 
 
 class LogNormal(LevelDistribution):
