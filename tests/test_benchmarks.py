@@ -42,6 +42,28 @@ def test_the_exact_denoiser_is_perfect_and_another_is_not(name: str) -> None:
     assert other["proximal_sliced_wasserstein"] > 1.2 * exact["proximal_sliced_wasserstein"]
 
 
+def test_the_choice_without_clean_data_is_among_those_that_see_none() -> None:
+    from cells import PRESETS
+    from tables import page
+
+    def row(title: str, proximal: float, distance: float, **config: object) -> dict[str, object]:
+        metrics = {"sliced_wasserstein": distance, "proximal_sliced_wasserstein": proximal}
+        cell = {"problem": "ring", "method": title, "title": title, "seed": 0, "steps": 8000, "batch": 512, "num": 10}
+        costs = {"seconds_per_step": 1.0, "relative_cost": 1.0, "peak_memory_mb": 1}
+        known = {"sigma_n": 0.2, "images_seen": 1, "device": "a core", "config": {"data": "noisy", "clean_fraction": 0}}
+        return {**cell, **costs, **known, "metrics": metrics, "config": {**known["config"], **config}}
+
+    rows = [
+        *(row("ceiling", 0.1, 0.1, data="clean"), row("mixed", 0.2, 0.2, clean_fraction=0.1)),
+        *(row("worst", 0.8, 0.9), row("lost", float("nan"), float("nan"))),
+        *(row("second", 0.4, 0.3), row("best", 0.3, 0.4)),
+    ]
+    text = page(rows, PRESETS["oracle"], "rows", "command", 6, 6)
+    assert "one would choose best (0.3), then second (0.4) or worst (0.8)" in text
+    assert "the 3 ways" in text
+    assert "(Spearman) of 0.50" in text  # one pair of neighbours is in the wrong order
+
+
 def test_noise_has_the_moments_that_its_name_promises() -> None:
     from noise import NOISE, noisy
 

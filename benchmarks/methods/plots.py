@@ -135,13 +135,12 @@ def _by_cost(rows: Rows, titles: dict[str, int], metric: str, path: Path) -> Non
 def _samples(rows: Rows, cells: Path, path: Path) -> None:
     """The same seeds by all methods, at the middle one of the problems."""
     problems = names(rows, "problem")
-    columns = []
-    for row in of(rows, problem=problems[len(problems) // 2], seed=0):
-        file = cells / Cell.of(row).name / f"{row['sampling']}.npy"
-        if file.is_file():
-            columns.append((row["title"], torch.from_numpy(np.load(file))))
+    shown = of(rows, problem=problems[len(problems) // 2], seed=0)
+    files = {row["title"]: cells / Cell.of(row).name / f"{row['sampling']}.npy" for row in shown}
+    columns = [(title, torch.from_numpy(np.load(file))) for title, file in files.items() if file.is_file()]
     lines = [panel(columns[k : k + 5], per_row=4, side=56) for k in range(0, len(columns), 5)]
-    if lines:
+    # Where some cells were run elsewhere, a picture of the others does not replace that of all.
+    if lines and (len(columns) == len(files) or not path.exists()):
         sheet = np.full((sum(len(line) for line in lines), max(line.shape[1] for line in lines), 3), 255, np.uint8)
         top = 0
         for line in lines:
