@@ -83,7 +83,8 @@ ORACLE = (
     "multiple of their noise; sliced Wasserstein is the distance of samples from as many fresh data along 128 "
     "directions, proximal sliced Wasserstein that of samples with noise added from held-out noisy data, for which no "
     "clean datum is needed; spread is the root mean square distance of samples from the nearest centre, as a multiple "
-    "of the clean data's."
+    "of the clean data's. Seconds are of the processor, and depend on the machine and the hour of a cell, by up to a "
+    "third: what a step costs is measured by `make bench-speed`."
 )
 IMAGES = (
     "FD is the Fréchet distance of samples from 10,000 clean training images in the features of EfficientNet-Lite0 at "

@@ -30,7 +30,7 @@ def _panels(count: int) -> tuple[Figure, list[Axes]]:
 
 
 def _style(number: int) -> dict[str, Any]:
-    line, marker = (("-", "o"), ("--", "^"), (":", "s"))[number // 10 % 3]
+    line, marker = (("-", "o"), ("--", "^"), (":", "s"), ("-.", "D"))[number // 10 % 4]
     return {"color": f"C{number % 10}", "ls": line, "marker": marker, "ms": 4}
 
 
