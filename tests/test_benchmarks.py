@@ -165,8 +165,7 @@ def test_finished_cells_are_read_and_others_are_run(tmp_path: Path) -> None:
     rows = json.loads((tmp_path / "oracle.json").read_text())
     spreads = [row["metrics"]["spread"] for row in rows]
     assert len(spreads) == 3 and spreads[1] == 4321.0
-    plain = rows[0]["seconds_per_step"]
-    assert [row["relative_cost"] for row in rows] == [round(row["seconds_per_step"] / plain, 3) for row in rows]
+    assert [row["relative_cost"] for row in rows] == [1.0, 1.0, 1.0]  # one pass there and back, however long it takes
     assert "4321" in (tmp_path / "oracle.md").read_text()
     for plot in ("oracle_levels.png", "oracle_cost.png"):
         assert (tmp_path / plot).stat().st_size > 1000

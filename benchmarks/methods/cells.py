@@ -83,16 +83,15 @@ ORACLE = (
     "multiple of their noise; sliced Wasserstein is the distance of samples from as many fresh data along 128 "
     "directions, proximal sliced Wasserstein that of samples with noise added from held-out noisy data, for which no "
     "clean datum is needed; spread is the root mean square distance of samples from the nearest centre, as a multiple "
-    "of the clean data's. Seconds are of the processor, and depend on the machine and the hour of a cell, by up to a "
-    "third: what a step costs is measured by `make bench-speed`."
+    "of the clean data's. Seconds are of the processor, and depend on the machine and the hour of a cell."
 )
 IMAGES = (
     "FD is the Fréchet distance of samples from 10,000 clean training images in the features of EfficientNet-Lite0 at "
     "96 x 96, proximal FD that of samples with noise added from the noisy training images, for which no clean image is "
     "needed; FID, where it is given (`--inception`), is the same as FD in the features of Inception; PSNR is of "
     "restored held-out images: by the one-step estimate, by one posterior draw and by the mean of three. Samples are "
-    "made by SDE-DPM-Solver++(2M) with 20 levels. Seconds are those of the clock, also where other cells ran beside "
-    "one; what a step costs is measured by `make bench-speed`."
+    "made by SDE-DPM-Solver++(2M) with 20 levels. Seconds are those of the clock, on different machines, also where "
+    "other cells ran beside one."
 )
 PRESETS = {
     "oracle": Preset(

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 from cells import Preset
+from costs import method_cost
 from scipy.stats import spearmanr
 
-__all__ = ["Rows", "has_levels", "head", "heading", "kinds_of_noise", "median", "names", "of", "page", "with_cost"]
+__all__ = ["Rows", "has_levels", "head", "heading", "kinds_of_noise", "names", "of", "page", "with_cost"]
 
 Rows = Sequence[dict[str, Any]]
 
@@ -63,25 +64,11 @@ def _value(rows: Rows, metric: str) -> str:
 
 
 def with_cost(rows: Rows) -> list[dict[str, Any]]:
-    """With ``relative_cost``: the time of a step as a multiple of plain score matching's on the same problem.
+    """With ``relative_cost``: passes through the network of an average step, 1 for plain score matching.
 
-    It is null where clean training was not run.
+    They are counted, since cells are run on different machines, and beside others. Null where they cannot be.
     """
-    plain = {
-        problem: float(np.median([row["seconds_per_step"] for row in of(rows, problem=problem, method="clean")]))
-        for problem in names(of(rows, method="clean"), "problem")
-    }
-    return [
-        {**row, "relative_cost": round(row["seconds_per_step"] / plain[row["problem"]], 3)}
-        if row["problem"] in plain
-        else {**row, "relative_cost": None}
-        for row in rows
-    ]
-
-
-def median(rows: Rows, key: str) -> float:
-    """Of a number over rows; not a number where it is null."""
-    return float(np.median([np.nan if row[key] is None else row[key] for row in rows]))
+    return [{**row, "relative_cost": method_cost(row["method"])} for row in rows]
 
 
 def page(rows: Rows, preset: Preset, source: str, command: str, done: int, asked: int) -> str:
@@ -107,8 +94,9 @@ def page(rows: Rows, preset: Preset, source: str, command: str, done: int, asked
         "",
         f"Made by `{command}`, which goes on where it was{so_far}, on {first['device']}: {first['steps']:,} steps of "
         f"{first['batch']} ({first['images_seen']:,} items seen) for every method, {over}; "
-        f"{first['num']:,} samples of each are measured. {preset.about} All figures "
-        f"are in [{source}]({source}).",
+        f"{first['num']:,} samples of each are measured. {preset.about} Cost is the number of passes through the "
+        f"network in an average step, as a multiple of a plain step's; one there and back counts three times. All "
+        f"figures are in [{source}]({source}).",
         "",
     ]
     if kinds := kinds_of_noise(rows):
@@ -129,15 +117,15 @@ def _by_method(rows: Rows, problem: str) -> list[str]:
     here = of(rows, problem=problem)
     metrics = list(dict.fromkeys(metric for row in here for metric in row["metrics"]))
     text = [f"## {heading(here[0])}", ""]
-    text += [f"| method | {' | '.join(map(head, metrics))} | ms per step | of a plain step | memory, MB |"]
+    text += [f"| method | {' | '.join(map(head, metrics))} | cost | ms per step | memory, MB |"]
     text += ["|---|" + "---:|" * (len(metrics) + 3)]
     for title in names(here, "title"):
         its = of(here, title=title)
-        seconds, ratio = median(its, "seconds_per_step"), median(its, "relative_cost")
+        seconds = float(np.median([row["seconds_per_step"] for row in its]))
         values = " | ".join(_value(its, metric) for metric in metrics)
         memory = max(row["peak_memory_mb"] for row in its) or "–"  # where a training was there already
-        plain = f"{ratio:.2f}" if ratio == ratio else "–"
-        text += [f"| {title} | {values} | {1000 * seconds:.1f} | {plain} | {memory} |"]
+        cost = f"{its[0]['relative_cost']:.2f}" if its[0]["relative_cost"] else "–"
+        text += [f"| {title} | {values} | {cost} | {1000 * seconds:.1f} | {memory} |"]
     return [*text, ""]
 
 
