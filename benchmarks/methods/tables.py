@@ -14,6 +14,10 @@ from scipy.stats import spearmanr
 __all__ = ["Rows", "has_levels", "head", "heading", "kinds_of_noise", "names", "of", "page", "with_cost"]
 
 Rows = Sequence[dict[str, Any]]
+COST = (
+    "Cost is the number of passes through the network in an average step, as a multiple of a plain step's; one there "
+    "and back counts three times."
+)
 
 
 def of(rows: Rows, **settings: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - whatever a row holds
@@ -88,18 +92,19 @@ def page(rows: Rows, preset: Preset, source: str, command: str, done: int, asked
     if any(len(names(of(rows, title=title), "seed")) < len(seeds) for title in names(rows, "title")):
         over += "; where there is no deviation, seed 0 alone"
     so_far = f" ({done} of {asked} cells are there)" if done < asked else ""
+    kinds = kinds_of_noise(rows)
+    about = preset.about if kinds else f"{preset.about} {COST}"
     length = "" if first["steps"] == preset.steps else f", {first['steps']:,} steps"
     text = [
         f"# {preset.title}{length}",
         "",
         f"Made by `{command}`, which goes on where it was{so_far}, on {first['device']}: {first['steps']:,} steps of "
         f"{first['batch']} ({first['images_seen']:,} items seen) for every method, {over}; "
-        f"{first['num']:,} samples of each are measured. {preset.about} Cost is the number of passes through the "
-        f"network in an average step, as a multiple of a plain step's; one there and back counts three times. All "
-        f"figures are in [{source}]({source}).",
+        f"{first['num']:,} samples of each are measured. {about} All figures are in "
+        f"[{source}]({source}).",
         "",
     ]
-    if kinds := kinds_of_noise(rows):
+    if kinds:
         return "\n".join([*text, f"![Every method by the kind of noise]({stem}_kinds.png)", "", *_by_kind(rows, kinds)])
     if has_levels(rows):
         text += [f"![Quality by noise level]({stem}_levels.png)", ""]
