@@ -34,9 +34,8 @@ from lightning_tweedie.serialization import from_config
 HERE = Path(__file__).resolve().parent
 CONFIGS = HERE.parent / "configs"
 sys.path += [str(HERE / "methods"), str(HERE / "speed")]
-from costs import relative_cost  # noqa: E402
+from costs import method_cost  # noqa: E402
 from pairs import block_seconds, device, machine  # noqa: E402
-from registry import make_objective  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -384,7 +383,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         json.loads(subprocess.run([*command, b.data], stdout=subprocess.PIPE, text=True, check=True).stdout)
         for b in BUDGETS
     ]
-    costs = {name: round(relative_cost(make_objective(name, {})), 3) for name in OBJECTIVES}
+    costs = {name: method_cost(name) for name in OBJECTIVES}
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE)
     result = {
         "device": machine(),

@@ -17,10 +17,11 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 @pytest.fixture(autouse=True)
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.syspath_prepend(str(BENCHMARKS / "methods"))
 
 
 def test_the_cost_of_an_objective_is_its_passes() -> None:
-    from training_cost import relative_cost
+    from costs import relative_cost
 
     assert relative_cost(Objective(AmbientScoreMatching())) == 1.0
     # A draw of four passes without gradient for every item once in two steps, in half of the training. What is
